@@ -1,0 +1,34 @@
+# lastcall_catch: Catch2 with a main(), 3.x or 2.13, whichever the system has; fetched if it has none.
+# Point FETCHCONTENT_SOURCE_DIR_CATCH2 at a checkout to compile Catch2 along (another standard library,
+# another processor).
+if(NOT FETCHCONTENT_SOURCE_DIR_CATCH2)
+  find_package(Catch2 3 QUIET)
+  if(NOT Catch2_FOUND)
+    find_package(Catch2 2.13 QUIET)
+  endif()
+endif()
+if(NOT Catch2_FOUND)
+  message(STATUS "Catch2 was not found here: fetching it")
+  include(FetchContent)
+  FetchContent_Declare(Catch2 GIT_REPOSITORY https://github.com/catchorg/Catch2.git GIT_TAG v3.7.1)
+  FetchContent_MakeAvailable(Catch2)
+  list(APPEND CMAKE_MODULE_PATH "${catch2_SOURCE_DIR}/extras")
+  set(Catch2_VERSION 3.7.1)
+endif()
+include(Catch)
+
+add_library(lastcall_catch STATIC "${PROJECT_SOURCE_DIR}/tests/support/catch_main.cpp")
+if(TARGET Catch2::Catch2WithMain)
+  target_link_libraries(lastcall_catch PUBLIC lastcall_developer Catch2::Catch2WithMain)
+else()
+  target_link_libraries(lastcall_catch PUBLIC lastcall_developer Catch2::Catch2)
+endif()
+
+# Most of a test's compile time is Catch2's header: it is compiled once for all of them.
+file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/precompiled.cpp" CONTENT "// Holds a precompiled header.\n")
+add_library(lastcall_catch_precompiled OBJECT "${CMAKE_CURRENT_BINARY_DIR}/precompiled.cpp")
+target_link_libraries(lastcall_catch_precompiled PRIVATE lastcall_catch)
+target_precompile_headers(lastcall_catch_precompiled PRIVATE
+                          "${PROJECT_SOURCE_DIR}/tests/support/catch.hpp")
+
+message(STATUS "Tests use Catch2 ${Catch2_VERSION}")

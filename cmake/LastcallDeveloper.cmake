@@ -1,0 +1,31 @@
+# How lastcall's own tests, examples and benchmarks are compiled. Users of the library get none of it:
+# everything hangs on the target lastcall_developer, which nobody outside this project links.
+add_library(lastcall_developer INTERFACE)
+target_link_libraries(lastcall_developer INTERFACE lastcall::lastcall)
+target_compile_options(lastcall_developer INTERFACE -Wall -Wextra -Wpedantic -Wconversion
+                                                    -Wsign-conversion -Wshadow)
+if(LASTCALL_WARNINGS_AS_ERRORS)
+  target_compile_options(lastcall_developer INTERFACE -Werror)
+endif()
+
+if(LASTCALL_PORTABLE)
+  target_compile_definitions(lastcall_developer INTERFACE LASTCALL_PORTABLE)
+endif()
+
+# -g1: line numbers for stacks, at a small part of the price of full debug information.
+if(LASTCALL_SANITIZE STREQUAL "address")
+  set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+elseif(LASTCALL_SANITIZE STREQUAL "thread")
+  set(sanitize -fsanitize=thread)
+elseif(LASTCALL_SANITIZE)
+  message(FATAL_ERROR "LASTCALL_SANITIZE is \"${LASTCALL_SANITIZE}\": neither address nor thread")
+endif()
+if(LASTCALL_SANITIZE)
+  target_compile_options(lastcall_developer INTERFACE ${sanitize} -g1 -fno-omit-frame-pointer)
+  target_link_options(lastcall_developer INTERFACE ${sanitize})
+endif()
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES AND PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_BUILD_TYPE RelWithDebInfo)
+endif()
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
