@@ -1,0 +1,67 @@
+// The one clock of the library, and arithmetic on it that saturates instead of overflowing.
+#pragma once
+
+#include <chrono>
+#include <ctime>
+
+namespace lastcall {
+
+/// Every time point of the library is of this clock: CLOCK_MONOTONIC on POSIX systems, so a
+/// stepped wall clock moves no deadline.
+using Clock = std::chrono::steady_clock;
+
+namespace detail {
+
+/// `now + span`, saturating: a huge span gives Clock::time_point::max() ("never"), a negative one
+/// or a NaN gives `now` ("already").
+template <class Rep, class Period>
+Clock::time_point time_after(Clock::time_point now, std::chrono::duration<Rep, Period> span) {
+  using Wide = std::chrono::duration<long double, Clock::period>;
+  if (!(span > std::chrono::duration<Rep, Period>::zero())) return now;
+  // A second is left unused at the far end, so that no rounding of the wide type can overflow.
+  const Wide room = Wide(Clock::time_point::max() - now) - Wide(std::chrono::seconds(1));
+  if (!(Wide(span) < room)) return Clock::time_point::max();
+  // Rounded up: a wait never ends early.
+  return now + std::chrono::ceil<Clock::duration>(span);
+}
+
+template <class Rep, class Period>
+Clock::time_point deadline_after(std::chrono::duration<Rep, Period> span) {
+  return time_after(Clock::now(), span);
+}
+
+/// A Clock::time_point from one of another precision, saturating at both ends.
+template <class Duration>
+Clock::time_point saturated(std::chrono::time_point<Clock, Duration> point) {
+  using Wide = std::chrono::duration<long double, Clock::period>;
+  const Wide since = Wide(point.time_since_epoch());
+  const Wide edge = Wide(Clock::duration::max()) - Wide(std::chrono::seconds(1));
+  if (!(since < edge)) return Clock::time_point::max();
+  if (!(since > -edge)) return Clock::time_point::min();
+  return std::chrono::ceil<Clock::duration>(point);
+}
+
+inline Clock::time_point saturated(Clock::time_point point) noexcept { return point; }
+
+/// The time as the kernel wants it; points before the epoch become the epoch.
+inline timespec to_timespec(Clock::time_point point) noexcept {
+  const auto since = point.time_since_epoch();
+  const auto whole = std::chrono::floor<std::chrono::seconds>(since);
+  timespec out{};
+  if (since < Clock::duration::zero()) return out;
+  out.tv_sec = static_cast<time_t>(whole.count());
+  out.tv_nsec = static_cast<long>(std::chrono::nanoseconds(since - whole).count());
+  return out;
+}
+
+/// Milliseconds for poll(2), rounded up so that it never wakes early; -1 for "never".
+inline int poll_timeout(Clock::time_point now, Clock::time_point deadline) noexcept {
+  if (deadline == Clock::time_point::max()) return -1;
+  if (deadline <= now) return 0;
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - now).count();
+  constexpr long long longest = 1'000'000'000;  // some 11 days: the caller polls again
+  return static_cast<int>(left < longest ? left : longest);
+}
+
+}  // namespace detail
+}  // namespace lastcall

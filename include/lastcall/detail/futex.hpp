@@ -1,0 +1,115 @@
+// Sleeping on a 32-bit word. Everything in the library that blocks on memory blocks here.
+//
+// A waker changes the word first and calls futex_wake_*() with its address afterwards. The waiter may
+// be gone by then, and its memory with it: the address is only a key to the kernel (or to the table
+// below) and is never read by the wake. A stray wake-up at a reused address is harmless, since every
+// wait in the library stands in a loop that checks its word.
+#pragma once
+
+#include <lastcall/detail/clock.hpp>
+#include <lastcall/detail/config.hpp>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+
+#if LASTCALL_LINUX
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#else
+#include <condition_variable>
+#include <mutex>
+#endif
+
+namespace lastcall::detail {
+
+using Word = std::atomic<std::uint32_t>;
+static_assert(sizeof(Word) == 4 && Word::is_always_lock_free);
+
+#if LASTCALL_LINUX
+
+inline long futex_call(const Word* word, int operation, std::uint32_t value,
+                       const timespec* timeout) noexcept {
+#if defined(SYS_futex_time64)
+  constexpr long number = sizeof(timespec::tv_sec) == 8 ? SYS_futex_time64 : SYS_futex;
+#else
+  constexpr long number = SYS_futex;
+#endif
+  return ::syscall(number, word, operation | FUTEX_PRIVATE_FLAG, value, timeout, nullptr,
+                   FUTEX_BITSET_MATCH_ANY);
+}
+
+/// Sleeps while `word` holds `expected`, until a wake, `deadline` or for no reason at all. Returns
+/// false if the deadline has passed. Keeps errno. Where futex(2) is refused (a seccomp filter) it
+/// sleeps for a millisecond instead: slower, never wrong.
+inline bool futex_wait_until(const Word& word, std::uint32_t expected,
+                             Clock::time_point deadline) noexcept {
+  const int saved = errno;
+  timespec at{};
+  const bool bounded = deadline != Clock::time_point::max();
+  if (bounded) at = to_timespec(deadline);
+  bool in_time = true;
+  if (futex_call(&word, FUTEX_WAIT_BITSET, expected, bounded ? &at : nullptr) != 0) {
+    if (errno == ETIMEDOUT) {
+      in_time = false;
+    } else if (errno != EAGAIN && errno != EINTR) {
+      timespec nap{0, 1'000'000};
+      ::nanosleep(&nap, nullptr);
+      in_time = !bounded || Clock::now() < deadline;
+    }
+  }
+  errno = saved;
+  return in_time;
+}
+
+inline void futex_wake_some(const Word* word, int most) noexcept {
+  const int saved = errno;
+  futex_call(word, FUTEX_WAKE, static_cast<std::uint32_t>(most), nullptr);
+  errno = saved;
+}
+inline void futex_wake_one(const Word* word) noexcept { futex_wake_some(word, 1); }
+inline void futex_wake_all(const Word* word) noexcept { futex_wake_some(word, INT_MAX); }
+
+#else
+
+// Without futex(2): a table of mutexes and condition variables that is never destroyed, so a waker
+// never touches memory that the waiter owned.
+struct ParkingBucket {
+  std::mutex mutex;
+  std::condition_variable changed;
+};
+
+inline ParkingBucket& parking_bucket(const Word* word) {
+  static ParkingBucket* const table = new ParkingBucket[64];
+  return table[(reinterpret_cast<std::uintptr_t>(word) >> 4U) % 64U];
+}
+
+inline bool futex_wait_until(const Word& word, std::uint32_t expected, Clock::time_point deadline) {
+  ParkingBucket& bucket = parking_bucket(&word);
+  std::unique_lock<std::mutex> lock(bucket.mutex);
+  if (word.load(std::memory_order_seq_cst) != expected) return true;
+  if (deadline == Clock::time_point::max()) {
+    bucket.changed.wait(lock);
+    return true;
+  }
+  return bucket.changed.wait_until(lock, deadline) == std::cv_status::no_timeout;
+}
+
+// The bucket is shared between words, so everybody in it looks again.
+inline void futex_wake_all(const Word* word) noexcept {
+  ParkingBucket& bucket = parking_bucket(word);
+  { const std::lock_guard<std::mutex> lock(bucket.mutex); }
+  bucket.changed.notify_all();
+}
+inline void futex_wake_one(const Word* word) noexcept { futex_wake_all(word); }
+
+#endif
+
+inline void futex_wait(const Word& word, std::uint32_t expected) noexcept {
+  futex_wait_until(word, expected, Clock::time_point::max());
+}
+
+}  // namespace lastcall::detail

@@ -1,0 +1,149 @@
+// Descriptors and threads of the operating system, owned and checked.
+#pragma once
+
+#include <lastcall/detail/config.hpp>
+#include <lastcall/detail/throw.hpp>
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstddef>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+#if LASTCALL_LINUX
+#include <sys/eventfd.h>
+#endif
+
+namespace lastcall::detail {
+
+/// A descriptor with one owner; closing keeps errno.
+class UniqueFd {
+ public:
+  UniqueFd() noexcept = default;
+  explicit UniqueFd(int fd) noexcept : fd_(fd) {}
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  ~UniqueFd() { reset(); }
+  int get() const noexcept { return fd_; }
+  explicit operator bool() const noexcept { return fd_ >= 0; }
+  int release() noexcept { return std::exchange(fd_, -1); }
+  void reset() noexcept {
+    if (fd_ < 0) return;
+    const int saved = errno;
+    // Not retried on EINTR: Linux has closed it by then, and a second close could hit a stranger's.
+    ::close(std::exchange(fd_, -1));
+    errno = saved;
+  }
+
+ private:
+  int fd_ = -1;
+};
+
+struct Pipe {
+  UniqueFd read_end;
+  UniqueFd write_end;
+};
+
+inline bool set_cloexec_nonblock(int fd) noexcept {
+  const int status = ::fcntl(fd, F_GETFL);
+  return status != -1 && ::fcntl(fd, F_SETFL, status | O_NONBLOCK) != -1 &&
+         ::fcntl(fd, F_SETFD, FD_CLOEXEC) != -1;
+}
+
+/// A pipe with both ends non-blocking and close-on-exec. Throws std::system_error (EMFILE, ENFILE).
+inline Pipe make_pipe(const char* doing) {
+  int ends[2] = {-1, -1};
+#if LASTCALL_LINUX
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) throw_system_error(errno, doing);
+  return Pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
+#else
+  if (::pipe(ends) != 0) throw_system_error(errno, doing);
+  Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
+  if (!set_cloexec_nonblock(ends[0]) || !set_cloexec_nonblock(ends[1])) {
+    throw_system_error(errno, doing);
+  }
+  return pipe;
+#endif
+}
+
+/// A level that can be raised once, seen by poll(2): an eventfd, or a pipe where there is none.
+/// raise() is async-signal-safe.
+class PollableFlag {
+ public:
+  /// Throws std::system_error (EMFILE, ENFILE).
+  explicit PollableFlag(const char* doing) {
+#if LASTCALL_LINUX
+    read_end_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!read_end_) throw_system_error(errno, doing);
+#else
+    Pipe pipe = make_pipe(doing);
+    read_end_ = std::move(pipe.read_end);
+    write_end_ = std::move(pipe.write_end);
+#endif
+  }
+  int fd() const noexcept { return read_end_.get(); }
+  void raise() const noexcept {
+    const int saved = errno;
+    const int to = write_end_ ? write_end_.get() : read_end_.get();
+    const unsigned long long one = 1;
+    // EAGAIN means that the level is up already.
+    while (::write(to, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+    errno = saved;
+  }
+  /// Takes the level down again. For flags that serve as a doorbell.
+  void lower() const noexcept {
+    const int saved = errno;
+    unsigned long long sink[8];
+    for (int turn = 0; turn < 64; ++turn) {
+      const ssize_t got = ::read(read_end_.get(), sink, write_end_ ? sizeof sink : sizeof sink[0]);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0 || !write_end_) break;
+    }
+    errno = saved;
+  }
+
+ private:
+  UniqueFd read_end_;
+  UniqueFd write_end_;  // empty for an eventfd
+};
+
+/// The kernel's id of this thread (Linux); elsewhere the process id.
+inline pid_t current_thread_id() noexcept {
+#if defined(__linux__)
+  return static_cast<pid_t>(::syscall(SYS_gettid));
+#else
+  return ::getpid();
+#endif
+}
+
+/// Blocks every signal in this thread while it lives: threads made meanwhile inherit that.
+class BlockAllSignals {
+ public:
+  BlockAllSignals() noexcept {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  BlockAllSignals(const BlockAllSignals&) = delete;
+  BlockAllSignals& operator=(const BlockAllSignals&) = delete;
+  ~BlockAllSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
+};
+
+}  // namespace lastcall::detail
