@@ -1,0 +1,233 @@
+// A trap without policy: what SignalTrap and the coordinator's signal thread are made of.
+#pragma once
+
+#include <lastcall/detail/signal_inbox.hpp>
+#include <lastcall/detail/signal_pin.hpp>
+#include <lastcall/detail/signal_registry.hpp>
+#include <lastcall/signal_info.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace lastcall::detail {
+
+/// The signals that were caught and never read, when a trap goes: raised again, or dropped.
+enum class Unread { raise_again, drop };
+
+/// Whether a trap unblocks its signals in the thread that makes it.
+enum class ThreadMask { keep, unblock };
+
+/// Registers with fork and the like before anything is changed. Throws std::system_error. Under the
+/// registry's lock.
+inline void enter_registry_or_throw() {
+  if (const int error = enter_registry(); error != 0) {
+    throw_system_error(error, "registering the fork handlers of the signal registry");
+  }
+}
+
+/// The set of the numbers listed. Throws std::invalid_argument, naming the one that won't do.
+inline SignalSet checked_signals(std::span<const int> numbers) {
+  if (numbers.empty()) throw_invalid_argument("the list of signals to trap is empty");
+  SignalSet set;
+  for (const int number : numbers) {
+    check_signal(number, "trapped");
+    set.add(number);
+  }
+  return set;
+}
+
+/// Sends signals to this process, by which each does what it does now that nobody traps it.
+inline void raise_again(const SignalSet& numbers) noexcept {
+  SignalSet left = numbers;
+  while (!left.empty()) {
+    const int number = left.most_urgent();
+    left.remove(number);
+    ::kill(::getpid(), number);
+  }
+}
+
+/// Whether this process ignores the number, as far as anybody can see: also if it is a handler of ours
+/// that does the ignoring, after its last trap has gone. Throws nothing; false for no signal number.
+inline bool is_ignored(int number) noexcept {
+  if (!is_signal_number(number)) return false;
+  const SignalRegistryLock lock;
+  const struct sigaction now = current_disposition(number);
+  const int index = layer_of(now);
+  if (index < 0) return !is_function(now) && now.sa_handler == SIG_IGN;
+  const SignalLayer& layer = signal_registry.layers[index][number];
+  if (layer.head.load(std::memory_order_relaxed) != nullptr) return false;
+  const KeptDisposition* previous = layer.previous.load(std::memory_order_relaxed);
+  return !is_function(previous->action) && previous->action.sa_handler == SIG_IGN;
+}
+
+/// Unblocks the numbers in the calling thread, and nothing else.
+inline void unblock(const int* numbers, std::size_t count) noexcept {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (std::size_t at = 0; at < count; ++at) ::sigaddset(&set, numbers[at]);
+  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+}
+
+/// A pipe with the signals that are subscribed to it. subscribe() may be called by any thread at any
+/// time; reading is for one thread at a time, and so is the end.
+class TrapCore {
+ public:
+  /// Throws std::system_error (EMFILE, ENFILE) or std::bad_alloc.
+  TrapCore() : member_(new SignalMember) {
+    member_->process.store(::getpid(), std::memory_order_relaxed);
+    const SignalRegistryLock lock;
+    enter_registry_or_throw();
+    enlist(*member_);
+  }
+  TrapCore(const TrapCore&) = delete;
+  TrapCore& operator=(const TrapCore&) = delete;
+  ~TrapCore() { unsubscribe_all(Unread::drop); }
+
+  /// Traps all the numbers, or none and throws: std::invalid_argument for a number that can't be
+  /// trapped or an empty list, std::logic_error for one that a live SignalIgnore holds,
+  /// std::system_error where the system refuses. Numbers that are subscribed already stay so. With a
+  /// list of several, nobody may be reading yet.
+  void subscribe(std::span<const int> numbers, ThreadMask mask = ThreadMask::keep) {
+    subscribe(checked_signals(numbers), mask);
+  }
+  void subscribe(int number) { subscribe(std::span<const int>(&number, 1)); }
+
+  /// Puts every disposition back that nobody else has changed, and the mask of this thread if it was
+  /// this core that changed it. From its return on no handler touches the core. What was not read is
+  /// dropped (somebody may still be reading then), or raised again where it met SIG_DFL and no
+  /// other trap of this registry got it (then nobody may be). Idempotent; the descriptor stays open.
+  void unsubscribe_all(Unread unread) noexcept { raise_again(withdraw(unread)); }
+
+  /// The same, but says what is to be raised again instead of doing so.
+  SignalSet withdraw(Unread unread) noexcept {
+    if (member_->process.load(std::memory_order_relaxed) == 0) return {};  // a fork has done it
+    SignalSet defaults;
+    {
+      SignalRegistryLock lock;
+      static_cast<void>(enter_registry());
+      if (gone_ || is_foreign()) return {};
+      gone_ = true;
+      defaults = unlink(member_->held);
+      give_back_mask(lock);
+      strike_out(*member_);
+    }
+    return unread == Unread::drop ? SignalSet{} : member_->inbox.discard(defaults);
+  }
+
+  /// Whether the number is subscribed.
+  bool holds(int number) const noexcept {
+    const SignalRegistryLock lock;
+    return is_signal_number(number) && member_->held.has(number);
+  }
+
+  /// Polls readable while a signal is pending. Never to be read from.
+  int fd() const noexcept { return member_->inbox.fd(); }
+
+  /// Takes up to `most` pending signals: SIGINT first, then SIGTERM, then by number, first come first
+  /// served within one. Never blocks, takes no lock, allocates nothing, keeps errno. If it leaves any,
+  /// fd() stays readable.
+  std::size_t read_batch(SignalInfo* out, std::size_t most) noexcept {
+    return is_foreign() ? 0 : member_->inbox.take(out, most);
+  }
+
+  /// In a forked child: the core is the parent's, and here it catches nothing for ever.
+  bool is_foreign() const noexcept {
+    return member_->process.load(std::memory_order_relaxed) != ::getpid();
+  }
+
+ private:
+  void subscribe(const SignalSet& wanted, ThreadMask mask) {
+    // Before the first handler is in place, and without a lock: the loader has one of its own.
+    pin_module_of(reinterpret_cast<const void*>(signal_entries[0]));
+    SignalSet added;
+    SignalSet to_raise;
+    Subscribed result = Subscribed::yes;
+    int failed = 0;
+    int error = 0;
+    {
+      SignalRegistryLock lock;
+      enter_registry_or_throw();
+      if (gone_ || is_foreign()) {
+        throw_logic_error(describe_signal(wanted.most_urgent()) +
+                          " can't be trapped by a trap that has gone, or is another process's");
+      }
+      for (int number = wanted.next(0); number != 0; number = wanted.next(number)) {
+        if (signal_registry.ignored[number].count > 0) {
+          throw_logic_error(describe_signal(number) + " can't be trapped: a SignalIgnore holds it");
+        }
+      }
+      for (int number = wanted.next(0); number != 0; number = wanted.next(number)) {
+        if (member_->held.has(number)) continue;
+        result = link_subscription(*member_, number, error);
+        if (result != Subscribed::yes) {
+          failed = number;
+          break;
+        }
+        added.add(number);
+      }
+      if (result == Subscribed::yes) {
+        if (mask == ThreadMask::unblock) take_mask(lock, added);
+        return;
+      }
+      // What came in meanwhile came too early: it does what it would have done.
+      if (!added.empty()) to_raise = member_->inbox.discard(unlink(added));
+    }
+    raise_again(to_raise);
+    if (result == Subscribed::no_memory) throw_or_die(std::bad_alloc());
+    if (result == Subscribed::no_layer) {
+      throw_logic_error(describe_signal(failed) + " can't be trapped: " +
+                        std::to_string(signal_layers) +
+                        " handlers of lastcall's lie under other people's already");
+    }
+    throw_system_error(error, "installing the handler of " + describe_signal(failed));
+  }
+
+  // Under the lock. The numbers whose disposition is SIG_DFL again.
+  SignalSet unlink(const SignalSet& numbers) noexcept {
+    SignalSet defaults;
+    for (int number = numbers.next(0); number != 0; number = numbers.next(number)) {
+      if (unlink_subscription(*member_, number) == LayerLeft::restored_default) {
+        defaults.add(number);
+      }
+    }
+    wait_for_handlers();
+    return defaults;
+  }
+
+  // Under the lock: the numbers leave the thread's mask when the lock is let go, and are delivered.
+  void take_mask(SignalRegistryLock& lock, const SignalSet& numbers) noexcept {
+    member_->unblocks = true;
+    member_->thread = ::pthread_self();
+    for (int number = numbers.next(0); number != 0; number = numbers.next(number)) {
+      if (::sigismember(&lock.mask_after(), number) != 1) continue;
+      ::sigdelset(&lock.mask_after(), number);
+      member_->to_block.add(number);
+    }
+  }
+
+  // Under the lock: what take_mask() took comes back, unless another trap of this thread needs it;
+  // then that one puts it back.
+  void give_back_mask(SignalRegistryLock& lock) noexcept {
+    const SignalSet& mine = member_->to_block;
+    if (mine.empty() || ::pthread_equal(member_->thread, ::pthread_self()) == 0) return;
+    for (int number = mine.next(0); number != 0; number = mine.next(number)) {
+      SignalMember* heir = signal_registry.newest;
+      while (heir != nullptr && !(heir->held.has(number) && heir->unblocks &&
+                                  ::pthread_equal(heir->thread, member_->thread) != 0)) {
+        heir = heir->older;
+      }
+      if (heir != nullptr) {
+        heir->to_block.add(number);
+      } else {
+        ::sigaddset(&lock.mask_after(), number);
+      }
+    }
+  }
+
+  const std::unique_ptr<SignalMember> member_;
+  bool gone_ = false;  // under the lock
+};
+
+}  // namespace lastcall::detail

@@ -1,0 +1,317 @@
+// Where the handler leaves signals for one trap, and where the trap's reader finds them.
+//
+// The writing half (post) is for signal handlers, on any thread, several at once; it never blocks. The
+// reading half is for one thread at a time. Between them are a pipe that carries whole records, and for
+// each number one spill: the place for a record that found the pipe full. The invariants I1 to I4 are
+// at the head of <lastcall/signal_trap.hpp>.
+#pragma once
+
+#include <lastcall/detail/clock.hpp>
+#include <lastcall/detail/config.hpp>
+#include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/signal_numbers.hpp>
+#include <lastcall/signal_info.hpp>
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <ctime>
+#include <memory>
+
+#if LASTCALL_LINUX
+#include <sys/syscall.h>
+#endif
+
+namespace lastcall::detail {
+
+/// One signal on its way through the pipe. Number 0 is a bell: it says "look", and nothing else.
+struct SignalRecord {
+  Clock::rep received = 0;
+  std::int32_t code = 0;
+  pid_t sender_pid = 0;
+  uid_t sender_uid = 0;
+  std::uint16_t number = 0;
+  bool exclusive = false;  // no other trap of this registry got it
+  std::uint8_t unused = 0;  // where padding would be: no stray byte of the stack is written
+};
+// POSIX: writes up to PIPE_BUF (512 at least) are atomic, so records of many handlers never mix.
+static_assert(sizeof(SignalRecord) <= 512);
+static_assert(signal_limit <= 65536);
+
+// write(2) and read(2) are cancellation points: a thread with a pthread_cancel() pending that is
+// interrupted by our handler would unwind out of it, and I6 would wait for it for ever. The bare system
+// calls are none.
+#if LASTCALL_LINUX && !defined(LASTCALL_TSAN)
+
+inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
+  return static_cast<ssize_t>(::syscall(SYS_write, fd, from, size));
+}
+inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
+  return static_cast<ssize_t>(::syscall(SYS_read, fd, to, size));
+}
+
+#else
+
+// Elsewhere, and for ThreadSanitizer, which has to see the calls: cancellation is put off. POSIX doesn't
+// list the function as async-signal-safe, but it sets a flag of the thread and does nothing else.
+class PutOffCancellation {
+ public:
+#if defined(PTHREAD_CANCEL_DISABLE)
+  PutOffCancellation() noexcept { ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
+  ~PutOffCancellation() { ::pthread_setcancelstate(before_, nullptr); }
+#else
+  PutOffCancellation() noexcept {}
+#endif
+  PutOffCancellation(const PutOffCancellation&) = delete;
+  PutOffCancellation& operator=(const PutOffCancellation&) = delete;
+
+ private:
+  [[maybe_unused]] int before_ = 0;
+};
+
+inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
+  const PutOffCancellation put_off;
+  return ::write(fd, from, size);
+}
+inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
+  const PutOffCancellation put_off;
+  return ::read(fd, to, size);
+}
+
+#endif
+
+/// What the library's clock says, by an async-signal-safe call.
+inline Clock::rep now_in_handler() noexcept {
+#if defined(__APPLE__)
+  return Clock::now().time_since_epoch().count();  // there it isn't CLOCK_MONOTONIC
+#else
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const auto since = std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+  return std::chrono::duration_cast<Clock::duration>(since).count();
+#endif
+}
+
+/// See the head of the file. Made and destroyed while no handler knows it.
+class SignalInbox {
+ public:
+  /// Throws std::system_error (EMFILE, ENFILE) or std::bad_alloc.
+  SignalInbox() : pipe_(make_pipe("making the self-pipe of a signal trap")) {
+    std::size_t bytes = 65536;
+#if defined(F_GETPIPE_SZ)
+    const int size = ::fcntl(pipe_.read_end.get(), F_GETPIPE_SZ);
+    if (size > 0) bytes = static_cast<std::size_t>(size);
+#endif
+    // As many as the pipe holds, so that one reading empties it, and one of each number beyond.
+    roomy_ = bytes / sizeof(SignalRecord);
+    // Not initialised: memory that no signal has needed is never touched.
+    entries_.reset(new Entry[roomy_ + static_cast<std::size_t>(signal_limit)]);
+  }
+  SignalInbox(const SignalInbox&) = delete;
+  SignalInbox& operator=(const SignalInbox&) = delete;
+
+  /// Polls readable while a signal is pending.
+  int fd() const noexcept { return pipe_.read_end.get(); }
+
+  // ---- The handler's half. Async-signal-safe.
+
+  /// Leaves one record, in the pipe or else in the spill of its number (I1, I2).
+  void post(const SignalRecord& record) noexcept {
+    // The pipe orders the two threads in fact; this and its counterpart in gather() say so in the
+    // language: what the interrupted thread did before happens before what the reader does after.
+    posted_.fetch_add(1, std::memory_order_release);
+    if (put(record)) return;
+    spill(record);
+    ring();
+  }
+
+  // ---- The reader's half. One thread at a time.
+
+  /// Takes up to `most` pending signals, most urgent first. Never blocks, allocates nothing. The
+  /// descriptor stays readable if any are left.
+  std::size_t take(SignalInfo* out, std::size_t most) noexcept {
+    const int saved = errno;
+    gather();
+    std::size_t taken = 0;
+    while (taken < most && !queued_.empty()) {
+      const SignalRecord record = pop(queued_.most_urgent());
+      out[taken++] = SignalInfo{record.number, record.code, record.sender_pid, record.sender_uid,
+                                Clock::time_point(Clock::duration(record.received))};
+    }
+    if (!queued_.empty()) ring();  // I3
+    errno = saved;
+    return taken;
+  }
+
+  /// Throws away what is pending of `numbers`; those of them that no other trap got.
+  SignalSet discard(const SignalSet& numbers) noexcept {
+    const int saved = errno;
+    gather();
+    SignalSet unseen;
+    for (int number = numbers.next(0); number != 0; number = numbers.next(number)) {
+      while (queued_.has(number)) {
+        if (pop(number).exclusive) unseen.add(number);
+      }
+    }
+    if (!queued_.empty()) ring();  // I3
+    errno = saved;
+    return unseen;
+  }
+
+  /// In a forked child: the descriptors stop being the parent's pipe; their numbers stay taken, so
+  /// that whoever closes them closes nobody else's. `nowhere` is a pipe that nobody writes to, or
+  /// two times -1 if there was none to be had. Async-signal-safe.
+  void cut_off(int nowhere_read, int nowhere_write) noexcept {
+    // The write end of a pipe never polls readable either, and replacing needs no new descriptor.
+    replace(pipe_.read_end.get(), nowhere_read >= 0 ? nowhere_read : pipe_.write_end.get());
+    if (nowhere_write >= 0) replace(pipe_.write_end.get(), nowhere_write);
+  }
+
+ private:
+  using Index = std::uint32_t;
+  static constexpr Index nobody = UINT32_MAX;
+
+  struct Entry {
+    SignalRecord record;
+    Index next;
+  };
+  struct Queue {
+    Index first = nobody;
+    Index last = nobody;
+  };
+
+  // A spill's state: the phase in the low two bits, and whether any record that merged into it was
+  // exclusive. empty -> filling (the one handler that has it writes `record`) -> full -> empty (the
+  // reader has copied it).
+  static constexpr std::uint32_t empty = 0;
+  static constexpr std::uint32_t filling = 1;
+  static constexpr std::uint32_t full = 2;
+  static constexpr std::uint32_t phase = 3;
+  static constexpr std::uint32_t any_exclusive = 4;
+  struct Spill {
+    std::atomic<std::uint32_t> state{empty};
+    SignalRecord record;
+  };
+  static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+
+  static void replace(int fd, int by) noexcept {
+#if LASTCALL_LINUX
+    ::dup3(by, fd, O_CLOEXEC);
+#else
+    if (::dup2(by, fd) >= 0) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+#endif
+  }
+
+  bool put(const SignalRecord& record) noexcept {
+    ssize_t done = 0;
+    do {
+      done = pipe_write(pipe_.write_end.get(), &record, sizeof record);
+    } while (done < 0 && errno == EINTR);
+    return done >= 0;
+  }
+
+  // A full pipe needs no bell: it is readable, and who empties it looks at the spills afterwards (I2).
+  void ring() noexcept { put(SignalRecord{}); }
+
+  void spill(const SignalRecord& record) noexcept {
+    Spill& to = spills_[record.number];
+    const std::uint32_t mine = record.exclusive ? any_exclusive : 0;
+    std::uint32_t seen = to.state.load(std::memory_order_relaxed);
+    for (;;) {
+      const bool take_it = (seen & phase) == empty;
+      const std::uint32_t next = take_it ? filling | mine : seen | mine;
+      // Also where it changes nothing: an exchange that succeeds has seen the latest value, so the
+      // record that this one merges into is pending still. Acquire: the reader has copied the record
+      // before; release: the reader of that record has seen all that came before this signal.
+      if (to.state.compare_exchange_weak(seen, next, std::memory_order_acq_rel,
+                                         std::memory_order_relaxed)) {
+        if (!take_it) return;
+        break;
+      }
+    }
+    to.record = record;
+    // filling -> full, whatever was merged meanwhile. Release: the record is written.
+    to.state.fetch_xor(filling ^ full, std::memory_order_release);
+  }
+
+  // Moves all that is pending into the queues: the pipe first, then the spills (I2 needs that order).
+  void gather() noexcept {
+    SignalRecord batch[64];
+    // No more than the pipe holds, so that a storm can't keep the reader here; what was in it when the
+    // reader came is read in any case.
+    for (std::size_t read = 0; read < roomy_;) {
+      const ssize_t got = pipe_read(pipe_.read_end.get(), batch, sizeof batch);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) break;
+      static_cast<void>(posted_.load(std::memory_order_acquire));  // see post()
+      const std::size_t count = static_cast<std::size_t>(got) / sizeof batch[0];
+      for (std::size_t at = 0; at < count; ++at) push(batch[at]);
+      if (static_cast<std::size_t>(got) < sizeof batch) break;  // that was all
+      read += count;
+    }
+    for (int number = 1; number < signal_limit; ++number) {
+      Spill& from = spills_[number];
+      if ((from.state.load(std::memory_order_acquire) & phase) != full) continue;
+      SignalRecord record = from.record;
+      const std::uint32_t state = from.state.exchange(empty, std::memory_order_acq_rel);
+      record.exclusive = (state & any_exclusive) != 0;
+      push(record);
+    }
+  }
+
+  void push(const SignalRecord& record) noexcept {
+    if (record.number == 0) return;  // a bell
+    Queue& queue = queues_[record.number];
+    if (used_ >= roomy_ && queue.first != nobody) {
+      // I4: the last places are kept for numbers that have none. This one merges.
+      if (record.exclusive) entries_[queue.last].record.exclusive = true;
+      return;
+    }
+    Index at = free_;
+    if (at != nobody) {
+      free_ = entries_[at].next;
+    } else {
+      at = fresh_++;
+    }
+    ++used_;
+    entries_[at].record = record;
+    entries_[at].next = nobody;
+    if (queue.first == nobody) {
+      queue.first = at;
+      queued_.add(record.number);
+    } else {
+      entries_[queue.last].next = at;
+    }
+    queue.last = at;
+  }
+
+  SignalRecord pop(int number) noexcept {
+    Queue& queue = queues_[number];
+    const Index at = queue.first;
+    const SignalRecord record = entries_[at].record;
+    queue.first = entries_[at].next;
+    if (queue.first == nobody) queued_.remove(number);
+    entries_[at].next = free_;
+    free_ = at;
+    --used_;
+    return record;
+  }
+
+  Pipe pipe_;
+  std::atomic<std::uint32_t> posted_{0};
+  Spill spills_[signal_limit];
+
+  std::unique_ptr<Entry[]> entries_;
+  std::size_t roomy_ = 0;  // so many are in use: only a number that has none gets another
+  std::size_t used_ = 0;
+  Index fresh_ = 0;  // entries from here on were never used
+  Index free_ = nobody;
+  Queue queues_[signal_limit];
+  SignalSet queued_;
+};
+
+}  // namespace lastcall::detail
