@@ -1,0 +1,247 @@
+// The nodes of the cancellation tree and what hangs on them. The invariants (I1 ...) are numbered at
+// the head of cancellation.hpp.
+#pragma once
+
+#include <lastcall/cause.hpp>
+#include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/spin_bit.hpp>
+#include <lastcall/detail/timer_service.hpp>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+namespace lastcall::detail {
+
+// What a link is. Kept in the low bits of Link::where.
+enum class LinkKind : std::uintptr_t { child = 0, join = 1, callback = 2 };
+
+// A member of a lane: a child, an any_of's hold on one of its parents, a callback or a waiter.
+// Lanes are circular; callbacks and waiters stand in front, children behind.
+struct Link {
+  Link* prev = nullptr;
+  Link* next = nullptr;
+  std::uintptr_t where = 0;  // the lane and the kind; 0: not linked. Constant while linked
+};
+
+// A list with its lock. Every node has one inside; a contended one grows more.
+struct alignas(8) Lane {
+  // The lock bit and flags. All but the lock bit change only under the lock (I1).
+  Word state{0};
+  // In a node's own lane: its handles, that is tokens, its source, and cancellers at work (I5).
+  Word handles{0};
+  Link* head = nullptr;
+};
+
+inline constexpr std::uint32_t cancelled_flag = 1U << 1;  // in a node's own lane: the word of I2
+inline constexpr std::uint32_t linked_flag = 1U << 2;     // the lane is not empty
+inline constexpr std::uint32_t orphan_flag = 1U << 3;     // who empties the lane lets the node go (I6)
+inline constexpr std::uint32_t shard_flag = 1U << 4;      // the lane is one of an Extension's
+inline constexpr std::uint32_t sharded_flag = 1U << 5;    // the node has shards
+inline constexpr std::uint32_t timed_flag = 1U << 6;      // the node is a TimedNode
+inline constexpr std::uint32_t joined_flag = 1U << 7;     // the node is a JoinNode
+inline constexpr std::uint32_t dying_flag = 1U << 8;      // a JoinNode on its way out
+inline constexpr std::uint32_t sourced_flag = 1U << 9;    // its CancellationSource is still there
+inline constexpr unsigned strikes_shift = 16;             // above: how often the lane was contended
+inline constexpr std::uint32_t strikes_to_grow = 8;
+
+struct Node;
+
+// Two lines apart: processors fetch lines in pairs.
+struct alignas(128) ShardLane : Lane {
+  Node* owner = nullptr;
+};
+
+// What only some nodes need: made on first use, freed with the node.
+struct Extension {
+  static constexpr unsigned shard_count = 8;
+  std::unique_ptr<ShardLane[]> shards;  // made once, before sharded_flag is set
+  std::unique_ptr<PollableFlag> flag;   // of CancellationToken::fd()
+  Node* next_work = nullptr;            // see Node::extra
+};
+
+struct Node : Link, Lane {
+  const CauseRecord* cause = nullptr;  // written under the lock before cancelled_flag is set (I2)
+  // 0, an Extension*, or the next node of a canceller's worklist with the low bit set. Changes under
+  // the node's own lock; read without it only after sharded_flag was seen, when it is constant.
+  std::atomic<std::uintptr_t> extra{0};
+};
+static_assert(sizeof(void*) != 8 || sizeof(Node) == 56, "64 bytes with malloc's word: see cancellation.hpp");
+
+// A timer that knows its node.
+struct NodeTimer : TimerLink {
+  Node* node = nullptr;
+};
+
+struct TimedNode : Node {
+  Clock::time_point deadline{};
+  NodeTimer timer;  // may never be armed: born cancelled, or never due; then `due` is null
+};
+
+struct JoinNode;
+
+struct JoinLink : Link {
+  JoinNode* node = nullptr;
+  Node* orphan = nullptr;       // while dying: a parent that has to be let go
+  JoinLink* next_dead = nullptr;
+};
+
+struct JoinNode : Node {
+  std::optional<Clock::time_point> deadline;  // the nearest of its parents'
+  JoinLink* entered = nullptr;  // by which link a canceller came down; guarded by the node's lock
+  std::size_t unsettled = 0;    // while dying: orphans still to be let go
+  std::size_t count = 0;
+  std::unique_ptr<JoinLink[]> links;
+};
+
+// A callback, or (invoke == nullptr) a blocked waiter.
+struct CallbackLink : Link {
+  static constexpr std::uint32_t pending = 0;
+  static constexpr std::uint32_t running = 1;
+  static constexpr std::uint32_t awaited = 2;  // running, and its destructor waits on another thread
+  static constexpr std::uint32_t finished = 3;  // of a waiter: woken
+
+  Word stage{pending};
+  void (*invoke)(CallbackLink*) noexcept = nullptr;
+  const void* runner_thread = nullptr;  // set under the lane's lock before `running`
+  CallbackLink** runner_current = nullptr;  // on the runner's stack; touched by that thread alone
+};
+
+// ---- small questions ------------------------------------------------------------------------------
+
+inline Lane* lane_of(const Link* link) noexcept {
+  return reinterpret_cast<Lane*>(link->where & ~std::uintptr_t{3});
+}
+inline LinkKind kind_of(const Link* link) noexcept {
+  return static_cast<LinkKind>(link->where & std::uintptr_t{3});
+}
+inline Node* owner_of(Lane* lane) noexcept {
+  const std::uint32_t state = lane->state.load(std::memory_order_relaxed);
+  // By reference: a pointer cast would test for null.
+  return (state & shard_flag) != 0 ? static_cast<ShardLane&>(*lane).owner : &static_cast<Node&>(*lane);
+}
+inline Extension* extension_of(const Node* node) noexcept {
+  const std::uintptr_t extra = node->extra.load(std::memory_order_acquire);
+  return (extra & 1U) != 0 ? nullptr : reinterpret_cast<Extension*>(extra);
+}
+/// The one load of I2.
+inline bool is_cancelled(const Node* node) noexcept {
+  return (node->state.load(std::memory_order_acquire) & cancelled_flag) != 0;
+}
+
+/// The lane after `lane` of the same node, or null. Under the node's lock, or with sharded_flag seen.
+inline Lane* next_lane(Node* node, Lane* lane) noexcept {
+  const std::uint32_t state = node->state.load(std::memory_order_relaxed);
+  if ((state & sharded_flag) == 0) return nullptr;
+  ShardLane* const shards = extension_of(node)->shards.get();
+  if (lane == node) return shards;
+  ShardLane* const next = static_cast<ShardLane*>(lane) + 1;
+  return next == shards + Extension::shard_count ? nullptr : next;
+}
+
+inline std::uint32_t lock_node(Node* node) noexcept {
+  const std::uint32_t state = lock_bit(node->state);
+  for (Lane* lane = next_lane(node, node); lane != nullptr; lane = next_lane(node, lane)) {
+    lock_bit(lane->state);
+  }
+  return state;
+}
+
+/// The same, but gives up at `deadline`: false, and nothing is locked.
+[[gnu::noinline]] inline bool lock_node_until(Node* node, Clock::time_point deadline,
+                                              std::uint32_t& state) noexcept {
+  if (!lock_bit_until(node->state, deadline, state)) return false;
+  for (Lane* lane = next_lane(node, node); lane != nullptr; lane = next_lane(node, lane)) {
+    std::uint32_t unused = 0;
+    if (lock_bit_until(lane->state, deadline, unused)) continue;
+    for (Lane* taken = next_lane(node, node); taken != lane; taken = next_lane(node, taken)) {
+      unlock_bit(taken->state, taken->state.load(std::memory_order_relaxed));
+    }
+    unlock_bit(node->state, state);
+    return false;
+  }
+  return true;
+}
+
+/// Unlocks all lanes; each gets the flags of `also` on top of its own. The node's own lane goes last:
+/// who finds it unlocked finds every lane unlocked.
+inline void unlock_node(Node* node, std::uint32_t also = 0) noexcept {
+  for (Lane* lane = next_lane(node, node); lane != nullptr; lane = next_lane(node, lane)) {
+    unlock_bit(lane->state, lane->state.load(std::memory_order_relaxed) | also);
+  }
+  unlock_bit(node->state, node->state.load(std::memory_order_relaxed) | also);
+}
+
+inline bool any_linked(Node* node) noexcept {
+  for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) {
+    if ((lane->state.load(std::memory_order_relaxed) & linked_flag) != 0) return true;
+  }
+  return false;
+}
+
+// Out of line: a compiler that sees what kind of node was made warns of the casts to the other kinds.
+[[gnu::noinline]] inline void destroy_special(Node* node) noexcept {
+  delete extension_of(node);
+  const std::uint32_t state = node->state.load(std::memory_order_relaxed);
+  if ((state & timed_flag) != 0) {
+    delete static_cast<TimedNode*>(node);
+  } else if ((state & joined_flag) != 0) {
+    delete static_cast<JoinNode*>(node);
+  } else {
+    delete node;
+  }
+}
+
+inline void destroy_node(Node* node) noexcept {
+  release(node->cause);
+  const std::uint32_t state = node->state.load(std::memory_order_relaxed);
+  if ((state & (timed_flag | joined_flag)) != 0 ||
+      node->extra.load(std::memory_order_relaxed) != 0) {
+    destroy_special(node);
+  } else {
+    delete node;
+  }
+}
+
+/// The nearest deadline of the node and its ancestors. Walks up: what it reads is constant while the
+/// node is alive (I4).
+inline std::optional<Clock::time_point> nearest_deadline(const Node* node) noexcept {
+  for (;;) {
+    const std::uint32_t state = node->state.load(std::memory_order_relaxed);
+    // A TimedNode's own is nearer than its ancestors', or it would not be one.
+    if ((state & timed_flag) != 0) return static_cast<const TimedNode*>(node)->deadline;
+    if ((state & joined_flag) != 0) return static_cast<const JoinNode*>(node)->deadline;
+    if (node->where == 0) return std::nullopt;
+    node = owner_of(lane_of(node));
+  }
+}
+
+/// Whether anything is left that could ever cancel the node: itself cancelled, a source or a deadline,
+/// of it or above it. `patience` bounds the walk through any_of diamonds; past it the answer is yes.
+inline bool can_be_cancelled(const Node* node, unsigned& patience, unsigned depth = 0) noexcept {
+  for (;;) {
+    const std::uint32_t state = node->state.load(std::memory_order_acquire);
+    if ((state & (cancelled_flag | sourced_flag)) != 0) return true;
+    if ((state & timed_flag) != 0 &&
+        static_cast<const TimedNode*>(node)->deadline != Clock::time_point::max()) {
+      return true;
+    }
+    if ((state & joined_flag) != 0) {
+      const auto* const join = static_cast<const JoinNode*>(node);
+      if (depth == 64) return true;
+      for (std::size_t i = 0; i < join->count; ++i) {
+        const JoinLink& link = join->links[i];
+        if (link.where == 0) continue;
+        if (patience == 0) return true;
+        --patience;
+        if (can_be_cancelled(owner_of(lane_of(&link)), patience, depth + 1)) return true;
+      }
+      return false;
+    }
+    if (node->where == 0) return false;
+    node = owner_of(lane_of(node));
+  }
+}
+
+}  // namespace lastcall::detail

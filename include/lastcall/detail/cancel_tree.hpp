@@ -1,0 +1,783 @@
+// The algorithms of the cancellation tree: linking, letting go, cancelling. The invariants (I1 ...)
+// are numbered at the head of cancellation.hpp.
+#pragma once
+
+#include <lastcall/detail/cancel_node.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <utility>
+
+namespace lastcall {
+
+class CancellationToken;
+
+}  // namespace lastcall
+
+namespace lastcall::detail {
+
+// ---- linking --------------------------------------------------------------------------------------
+
+inline void insert_link(Lane* lane, Link* link, LinkKind kind) noexcept {
+  link->where = reinterpret_cast<std::uintptr_t>(lane) | static_cast<std::uintptr_t>(kind);
+  Link* const head = lane->head;
+  if (head == nullptr) {
+    link->prev = link->next = link;
+    lane->head = link;
+    return;
+  }
+  // Before the head of a circle is its end; a callback then becomes the head itself.
+  link->prev = head->prev;
+  link->next = head;
+  head->prev->next = link;
+  head->prev = link;
+  if (kind == LinkKind::callback) lane->head = link;
+}
+
+/// Returns the lane's flags after it.
+inline std::uint32_t erase_link(Lane* lane, Link* link, std::uint32_t state) noexcept {
+  if (link->next == link) {
+    lane->head = nullptr;
+    return state & ~linked_flag;
+  }
+  link->prev->next = link->next;
+  link->next->prev = link->prev;
+  if (lane->head == link) lane->head = link->next;
+  return state;
+}
+
+inline void grow_shards(Node* node) noexcept;
+
+/// False, and nothing linked, if the node is cancelled. The caller holds a handle of it (I5).
+inline bool attach(Node* node, Link* link, LinkKind kind) noexcept {
+  // acquire: with sharded_flag come the shards.
+  const std::uint32_t glance = node->state.load(std::memory_order_acquire);
+  Lane* lane = node;
+  if ((glance & sharded_flag) != 0) {
+    lane = &extension_of(node)->shards[this_thread_number() % Extension::shard_count];
+  }
+  bool waited = false;
+  std::uint32_t state = lock_bit(lane->state, &waited);
+  if ((state & cancelled_flag) != 0) {
+    unlock_bit(lane->state, state);
+    return false;
+  }
+  insert_link(lane, link, kind);
+  state |= linked_flag;
+  bool grow = false;
+  if (waited && lane == node && (state & sharded_flag) == 0) {
+    state += 1U << strikes_shift;
+    grow = (state >> strikes_shift) >= strikes_to_grow;
+  }
+  unlock_bit(lane->state, state);
+  if (grow) grow_shards(node);
+  return true;
+}
+
+inline void retain(Node* node) noexcept {
+  // relaxed: whoever retains holds a handle, or the lock that keeps the last one from going (I5).
+  node->handles.fetch_add(1, std::memory_order_relaxed);
+}
+
+/// Under the lane's lock, with its flags after a link was taken out: a handle of the node if that has to
+/// be released now (I6), else null.
+inline Node* claim_orphan(Lane* lane, std::uint32_t state) noexcept {
+  if ((state & (linked_flag | orphan_flag)) != orphan_flag) return nullptr;
+  Node* const node = owner_of(lane);
+  if ((state & (shard_flag | sharded_flag | timed_flag)) == 0 &&
+      node->handles.load(std::memory_order_relaxed) == 0) {
+    // Without handles, who could make one needs this lock: no need for a read-modify-write.
+    node->handles.store(1, std::memory_order_relaxed);
+  } else {
+    retain(node);
+  }
+  return node;
+}
+
+/// Takes a link out of its lane. Returns the node if it has to be released now (I6), else null.
+inline Node* detach(Link* link) noexcept {
+  Lane* const lane = lane_of(link);
+  std::uint32_t state = lock_bit(lane->state);
+  state = erase_link(lane, link, state);
+  link->where = 0;
+  Node* const orphan = claim_orphan(lane, state);
+  unlock_bit(lane->state, state);
+  return orphan;
+}
+
+/// Under the node's own lock.
+inline Extension* set_extension(Node* node, Extension* made) noexcept {
+  const std::uintptr_t extra = node->extra.load(std::memory_order_relaxed);
+  if ((extra & 1U) != 0) made->next_work = reinterpret_cast<Node*>(extra & ~std::uintptr_t{1});
+  node->extra.store(reinterpret_cast<std::uintptr_t>(made), std::memory_order_release);
+  return made;
+}
+
+// A parent under which several threads link and unlink gets a lane for each. Not having the memory
+// for it is no error: it stays as it is, and tries again later.
+inline void grow_shards(Node* node) noexcept {
+  auto* const shards = new (std::nothrow) ShardLane[Extension::shard_count];
+  std::unique_ptr<ShardLane[]> keep(shards);
+  std::unique_ptr<Extension> spare(shards == nullptr ? nullptr : new (std::nothrow) Extension);
+  std::uint32_t state = lock_bit(node->state);
+  state &= (1U << strikes_shift) - 1;
+  if (spare != nullptr && (state & (cancelled_flag | sharded_flag)) == 0) {
+    for (unsigned i = 0; i < Extension::shard_count; ++i) {
+      shards[i].owner = node;
+      shards[i].state.store(shard_flag, std::memory_order_relaxed);
+    }
+    Extension* extension = extension_of(node);
+    if (extension == nullptr) extension = set_extension(node, spare.release());
+    extension->shards = std::move(keep);
+    state |= sharded_flag;
+  }
+  unlock_bit(node->state, state);
+}
+
+// ---- letting go -----------------------------------------------------------------------------------
+
+// Parents to be let go that were found while JoinNodes died: a list instead of a recursion.
+struct DeadJoins {
+  JoinLink* first = nullptr;
+};
+
+inline void free_join(JoinNode* node, DeadJoins& dead) noexcept {
+  for (std::size_t i = 0; i < node->count; ++i) {
+    JoinLink& link = node->links[i];
+    if (link.where == 0) continue;
+    link.orphan = detach(&link);
+    if (link.orphan == nullptr) continue;
+    ++node->unsettled;
+    link.next_dead = dead.first;
+    dead.first = &link;
+  }
+  if (node->unsettled == 0) destroy_node(node);
+}
+
+// Gives up what looked like the last handle of a node with something on it, which then stays linked to
+// its parent: its own lock is enough. False, and nothing given up, if nothing is on it any more.
+inline bool left_as_orphan(Node* node) noexcept {
+  const std::uint32_t state = lock_node(node);
+  const bool linked = any_linked(node);
+  bool orphan = false;
+  if (linked) {
+    if ((state & timed_flag) == 0 && node->handles.load(std::memory_order_acquire) == 1) {
+      // Who could make another one needs this lock (I5); no need for a read-modify-write.
+      node->handles.store(0, std::memory_order_relaxed);
+      orphan = true;
+    } else {
+      orphan = node->handles.fetch_sub(1, std::memory_order_acq_rel) == 1;
+    }
+  }
+  unlock_node(node, orphan ? orphan_flag : 0U);
+  return linked;
+}
+
+// Called with what looked like the last handle. Gives it up; if it was, and nothing hangs on the node,
+// the node goes. Returns the parent if that has to be released in turn, else null.
+inline Node* retire(Node* node, DeadJoins& dead) noexcept {
+  constexpr std::uint32_t not_plain =
+      locked_bit | linked_flag | sharded_flag | timed_flag | joined_flag;
+  const std::uint32_t glance = node->state.load(std::memory_order_relaxed);
+  if ((glance & linked_flag) != 0 && left_as_orphan(node)) return nullptr;
+  const bool joined = (glance & joined_flag) != 0;
+  // Parent before child (I3). A join has many parents: they are dealt with after it is dying.
+  Lane* const up = joined || node->where == 0 ? nullptr : lane_of(node);
+  std::uint32_t up_state = up == nullptr ? 0 : lock_bit(up->state);
+
+  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good (I5).
+  const std::uint32_t state = node->state.load(std::memory_order_acquire);
+  bool last = (state & not_plain) == 0 && node->handles.load(std::memory_order_acquire) == 1;
+  if (!last) {
+    lock_node(node);
+    last = !any_linked(node) && node->handles.load(std::memory_order_acquire) == 1;
+    if (last && (state & timed_flag) != 0) {
+      // The timer thread takes its handle under the lock that disarm() takes: look again after it.
+      TimerLink& timer = static_cast<TimedNode*>(node)->timer;
+      if (timer.due != nullptr) TimerService::instance().disarm(&timer);
+      last = node->handles.load(std::memory_order_acquire) == 1;
+    }
+    if (!last) {
+      const bool orphan = node->handles.fetch_sub(1, std::memory_order_acq_rel) == 1;
+      unlock_node(node, orphan ? orphan_flag : 0U);
+      if (up != nullptr) unlock_bit(up->state, up_state);
+      return nullptr;
+    }
+    unlock_node(node, joined ? dying_flag : 0U);
+  }
+
+  if (joined) {
+    free_join(static_cast<JoinNode*>(node), dead);
+    return nullptr;
+  }
+  Node* parent = nullptr;
+  if (up != nullptr) {
+    up_state = erase_link(up, node, up_state);
+    parent = claim_orphan(up, up_state);
+    unlock_bit(up->state, up_state);
+  }
+  destroy_node(node);
+  return parent;
+}
+
+/// Gives up one handle. Never recurses: who lets go the last child of an orphan goes on with it.
+inline void release(Node* node) noexcept {
+  DeadJoins dead;
+  for (;;) {
+    while (node != nullptr) {
+      std::uint32_t seen = node->handles.load(std::memory_order_acquire);
+      if (seen == 1) {
+        node = retire(node, dead);
+      } else if (node->handles.compare_exchange_weak(seen, seen - 1, std::memory_order_release,
+                                                     std::memory_order_relaxed)) {
+        node = nullptr;
+      }
+    }
+    JoinLink* const link = dead.first;
+    if (link == nullptr) return;
+    dead.first = link->next_dead;
+    node = link->orphan;
+    JoinNode* const owner = link->node;
+    if (--owner->unsettled == 0) destroy_node(owner);
+  }
+}
+
+// ---- cancelling -----------------------------------------------------------------------------------
+
+// The nodes that a cancel has marked and that have waiters, a descriptor or callbacks; each is held by
+// a handle. A list through Node::extra: nothing is allocated.
+class CancelWork {
+ public:
+  CancelWork() noexcept = default;
+  CancelWork(const CancelWork&) = delete;
+  CancelWork& operator=(const CancelWork&) = delete;
+
+  bool empty() const noexcept { return head_ == nullptr; }
+
+  /// Under the node's lock.
+  void push(Node* node) noexcept {
+    retain(node);
+    if (Extension* const extension = extension_of(node)) {
+      extension->next_work = head_;
+    } else {
+      node->extra.store(reinterpret_cast<std::uintptr_t>(head_) | 1U, std::memory_order_relaxed);
+    }
+    head_ = node;
+  }
+
+  /// Wakes every waiter and raises every descriptor. Runs no user code and frees nothing. False: past
+  /// `deadline` a lock was still held, and not all are awake; it may be called again.
+  bool wake(Clock::time_point deadline = Clock::time_point::max()) noexcept {
+    bool all = true;
+    for (Node* node = head_; node != nullptr; node = next_of(node)) {
+      std::uint32_t unused = 0;
+      if (deadline == Clock::time_point::max()) {
+        lock_node(node);
+      } else if (!lock_node_until(node, deadline, unused)) {
+        all = false;
+        continue;
+      }
+      for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) wake_lane(lane);
+      if (Extension* const extension = extension_of(node); extension && extension->flag) {
+        extension->flag->raise();
+      }
+      unlock_node(node);
+    }
+    return all;
+  }
+
+  /// Runs one callback; false if there is none left.
+  bool run_one() noexcept {
+    CallbackLink* const callback = take_one();
+    if (callback != nullptr) run(callback);
+    return callback != nullptr;
+  }
+
+  /// A callback that has to be run next, by run() on this thread; null if there is none left. Lets go of
+  /// the nodes that are done with. Another thread may go on with the rest while this callback still runs.
+  CallbackLink* take_one() noexcept {
+    while (head_ != nullptr) {
+      Node* const node = head_;
+      for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) {
+        if (CallbackLink* const callback = take_callback(lane)) {
+          // The node is kept by the callback's link until its destructor (I7); by the worklist too.
+          return callback;
+        }
+      }
+      lock_bit(node->state);
+      head_ = next_of(node);
+      if (extension_of(node) == nullptr) node->extra.store(0, std::memory_order_relaxed);
+      unlock_bit(node->state, node->state.load(std::memory_order_relaxed));
+      release(node);
+    }
+    return nullptr;
+  }
+
+  /// Runs what take_one() gave.
+  static void run(CallbackLink* callback) noexcept {
+    CallbackLink* current = callback;
+    callback->runner_current = &current;
+    callback->invoke(callback);
+    if (current == nullptr) return;  // it was destroyed by itself
+    // acq_rel: what the callback did happens before its destructor returns on another thread. It may
+    // be gone after this; the wake uses the address alone.
+    Word* const stage = &callback->stage;
+    if (stage->exchange(CallbackLink::finished, std::memory_order_acq_rel) ==
+        CallbackLink::awaited) {
+      futex_wake_all(stage);
+    }
+  }
+
+ private:
+  // Also without the node's lock, under which it may be given an Extension: hence the single load.
+  static Node* next_of(Node* node) noexcept {
+    const std::uintptr_t extra = node->extra.load(std::memory_order_acquire);
+    if ((extra & 1U) != 0) return reinterpret_cast<Node*>(extra & ~std::uintptr_t{1});
+    const auto* const extension = reinterpret_cast<const Extension*>(extra);
+    return extension == nullptr ? nullptr : extension->next_work;
+  }
+
+  static void wake_lane(Lane* lane) noexcept {
+    std::uint32_t state = lane->state.load(std::memory_order_relaxed);
+    Link* link = lane->head;
+    const Link* const end = link == nullptr ? nullptr : link->prev;
+    while (link != nullptr && kind_of(link) == LinkKind::callback) {
+      Link* const next = link == end ? nullptr : link->next;
+      auto* const waiter = static_cast<CallbackLink*>(link);
+      if (waiter->invoke == nullptr) {
+        state = erase_link(lane, waiter, state);
+        Word* const stage = &waiter->stage;
+        // release: the waiter sees the cause. It may be gone after this; the wake uses the address.
+        stage->store(CallbackLink::finished, std::memory_order_release);
+        futex_wake_one(stage);
+      }
+      link = next;
+    }
+    lane->state.store(state, std::memory_order_relaxed);  // still locked
+  }
+
+  // The first callback if it has not been taken yet. Turning the circle by one puts it behind all
+  // that still wait, where it stays linked, and keeps the node, until its destructor.
+  static CallbackLink* take_callback(Lane* lane) noexcept {
+    // A glance without the lock: nothing can be added to a cancelled node.
+    if ((lane->state.load(std::memory_order_acquire) & linked_flag) == 0) return nullptr;
+    const std::uint32_t state = lock_bit(lane->state);
+    CallbackLink* taken = nullptr;
+    Link* const first = lane->head;
+    if (first != nullptr && kind_of(first) == LinkKind::callback) {
+      auto* const callback = static_cast<CallbackLink*>(first);
+      if (callback->stage.load(std::memory_order_relaxed) == CallbackLink::pending) {
+        taken = callback;
+        taken->runner_thread = this_thread_mark();
+        taken->stage.store(CallbackLink::running, std::memory_order_relaxed);
+        lane->head = first->next;
+      }
+    }
+    unlock_bit(lane->state, state);
+    return taken;
+  }
+
+  Node* head_ = nullptr;
+};
+
+inline Link* last_child(const Lane* lane) noexcept {
+  Link* const head = lane->head;
+  return head != nullptr && kind_of(head->prev) != LinkKind::callback ? head->prev : nullptr;
+}
+inline Link* previous_child(const Lane* lane, const Link* link) noexcept {
+  return link != lane->head && kind_of(link->prev) != LinkKind::callback ? link->prev : nullptr;
+}
+inline bool has_callbacks(Node* node) noexcept {
+  for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) {
+    if (lane->head != nullptr && kind_of(lane->head) == LinkKind::callback) return true;
+  }
+  return false;
+}
+
+// One walk over a subtree, depth first and without recursion: each node stays locked until its whole
+// subtree is marked (I3), and is marked when that is so (I2). The path up needs no memory: it is the
+// links themselves.
+class Marking {
+ public:
+  Marking(const CauseRecord* cause, CancelWork& work) noexcept : cause_(cause), work_(work) {
+    // A reference for each node, taken at once: no counter is touched on the way.
+    detail::retain(cause_, plenty);
+  }
+  Marking(const Marking&) = delete;
+  Marking& operator=(const Marking&) = delete;
+  ~Marking() { detail::release(cause_, plenty - used_); }
+
+  /// False if `root` is cancelled already; then its subtree is, too.
+  bool mark(Node* root) noexcept { return walk(root); }
+
+  /// The same for who must not wait for ever for a lock whose holder was stopped. False: past `deadline`
+  /// one was still held. Then all is marked but the node with that lock, what is below it, and what is
+  /// above: I2 and I3 hold. It may be called again, with the same cause and the same work.
+  bool try_mark(Node* root, Clock::time_point deadline) noexcept {
+    deadline_ = deadline;
+    walk(root);
+    return is_cancelled(root);
+  }
+
+ private:
+  static constexpr std::uint64_t plenty = std::uint64_t{1} << 40;
+
+  bool walk(Node* root) noexcept {
+    std::uint32_t before = 0;
+    if (!lock(root, before)) return false;
+    if ((before & cancelled_flag) != 0) {
+      unlock_node(root);
+      return false;
+    }
+    enter(root);
+    Node* node = root;
+    Lane* lane = node;
+    Link* link = last_child(lane);
+    for (;;) {
+      if (link == nullptr) {
+        lane = next_lane(node, lane);
+        if (lane != nullptr) {
+          link = last_child(lane);
+          continue;
+        }
+        // The link by which to go back up must be read before the node is unlocked.
+        Link* const up = way_up(node);
+        leave(node);
+        if (node == root) return true;
+        lane = lane_of(up);
+        node = owner_of(lane);
+        link = previous_child(lane, up);
+        continue;
+      }
+      bool held = false;
+      Node* const child = descend(link, held);
+      if (held) spoil(node, root);
+      if (child != nullptr) {
+        node = child;
+        lane = node;
+        link = last_child(lane);
+      } else {
+        link = previous_child(lane, link);
+      }
+    }
+  }
+
+  bool lock(Node* node, std::uint32_t& state) const noexcept {
+    if (deadline_ != Clock::time_point::max()) return lock_node_until(node, deadline_, state);
+    state = lock_node(node);
+    return true;
+  }
+
+  // Something below can't be marked: so neither can this node and those above it. They are all locked.
+  void spoil(Node* node, const Node* root) noexcept {
+    while (node->cause != nullptr) {
+      node->cause = nullptr;
+      --used_;
+      if (node == root) return;
+      node = owner_of(lane_of(way_up(node)));
+    }
+  }
+
+  static Link* way_up(Node* node) noexcept {
+    if ((node->state.load(std::memory_order_relaxed) & joined_flag) == 0) return node;
+    return static_cast<JoinNode*>(node)->entered;
+  }
+
+  void enter(Node* node) noexcept {
+    node->cause = cause_;
+    ++used_;
+  }
+
+  void leave(Node* node) noexcept {
+    if (node->cause == nullptr) {
+      unlock_node(node);
+      return;
+    }
+    const std::uint32_t state = node->state.load(std::memory_order_relaxed);
+    if ((state & timed_flag) != 0) {
+      TimerLink& timer = static_cast<TimedNode*>(node)->timer;
+      if (timer.due != nullptr) {
+        if (deadline_ == Clock::time_point::max()) {
+          TimerService::instance().disarm(&timer);
+        } else {
+          TimerService::instance().disarm_until(&timer, deadline_);
+        }
+      }
+    }
+    const Extension* const extension = extension_of(node);
+    if (has_callbacks(node) || (extension != nullptr && extension->flag != nullptr)) {
+      work_.push(node);
+    }
+    unlock_node(node, cancelled_flag);
+  }
+
+  // Marks a leaf at once. Returns the child, locked, if there is something below or on it. `held`: it
+  // can't be locked.
+  Node* descend(Link* link, bool& held) noexcept {
+    Node* child = nullptr;
+    if (kind_of(link) == LinkKind::join) {
+      child = static_cast<JoinLink*>(link)->node;
+    } else {
+      child = static_cast<Node*>(link);
+    }
+    // acquire: cancelled and unlocked means that its subtree is marked, whoever did that (I3).
+    std::uint32_t state = child->state.load(std::memory_order_acquire);
+    if ((state & (cancelled_flag | locked_bit)) == cancelled_flag) return nullptr;
+    if ((state & dying_flag) != 0) return nullptr;
+    if (!lock(child, state)) {
+      held = true;
+      return nullptr;
+    }
+    if ((state & (cancelled_flag | dying_flag)) != 0) {
+      unlock_node(child);
+      return nullptr;
+    }
+    enter(child);
+    if ((state & (linked_flag | sharded_flag | timed_flag)) == 0 &&
+        child->extra.load(std::memory_order_relaxed) == 0) {
+      unlock_bit(child->state, state | cancelled_flag);
+      return nullptr;
+    }
+    if (kind_of(link) == LinkKind::join) {
+      static_cast<JoinNode*>(child)->entered = static_cast<JoinLink*>(link);
+    }
+    return child;
+  }
+
+  const CauseRecord* cause_;
+  CancelWork& work_;
+  std::uint64_t used_ = 0;
+  Clock::time_point deadline_ = Clock::time_point::max();
+};
+
+/// Cancels the node: marks the subtree, wakes, runs the callbacks. True for the one call that did it.
+/// The caller's handle may go in a callback: the node is not touched after it is marked.
+inline bool cancel_node(Node* node, const CauseRecord* cause) noexcept {
+  if ((node->state.load(std::memory_order_acquire) & cancelled_flag) != 0) return false;
+  CancelWork work;
+  {
+    Marking marking(cause, work);
+    if (!marking.mark(node)) return false;
+  }
+  work.wake();
+  while (work.run_one()) {
+  }
+  return true;
+}
+
+// ---- making ---------------------------------------------------------------------------------------
+
+// The node of an armed timer is held from hold() to due().
+inline Node* node_of(TimerLink* timer) noexcept { return static_cast<NodeTimer*>(timer)->node; }
+
+inline void hold_timed(TimerLink* timer) noexcept { retain(node_of(timer)); }
+inline void due_timed(TimerLink* timer) noexcept {
+  Node* const node = node_of(timer);
+  cancel_node(node, &deadline_record);
+  release(node);
+}
+
+/// A node that is cancelled from the start. It hangs on nothing.
+inline void born_cancelled(Node* node, const CauseRecord* cause) noexcept {
+  detail::retain(cause);
+  node->cause = cause;
+  node->state.fetch_or(cancelled_flag, std::memory_order_release);
+}
+
+inline Node* make_root() {
+  auto* const node = new Node;
+  node->handles.store(1, std::memory_order_relaxed);
+  node->state.store(sourced_flag, std::memory_order_relaxed);
+  return node;
+}
+
+/// A node born cancelled; a deadline is only remembered.
+inline Node* make_cancelled(const CauseRecord* cause, std::optional<Clock::time_point> deadline) {
+  if (!deadline) {
+    Node* const node = make_root();
+    born_cancelled(node, cause);
+    return node;
+  }
+  auto* const timed = new TimedNode;
+  timed->deadline = *deadline;
+  timed->handles.store(1, std::memory_order_relaxed);
+  timed->state.store(timed_flag | sourced_flag, std::memory_order_relaxed);
+  born_cancelled(timed, cause);
+  return timed;
+}
+
+/// A child of `parent` (null: a root), with one handle.
+inline Node* make_child(Node* parent) {
+  if (parent == nullptr) return make_root();
+  if (!is_cancelled(parent)) {
+    Node* const node = make_root();
+    if (attach(parent, node, LinkKind::child)) return node;
+    delete node;  // too late: it is to be born cancelled
+  }
+  return make_cancelled(parent->cause, nearest_deadline(parent));
+}
+
+/// A child that is cancelled at `deadline` at the latest. Throws std::system_error if the timer thread
+/// is needed and can't be started.
+inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::time_point now) {
+  const auto above = parent != nullptr ? nearest_deadline(parent) : std::nullopt;
+  if (parent != nullptr && is_cancelled(parent)) {
+    return make_cancelled(parent->cause, above ? std::min(*above, deadline) : deadline);
+  }
+  if (deadline <= now) return make_cancelled(&deadline_record, deadline);
+  if (above && *above <= deadline) return make_child(parent);
+  auto timed = std::make_unique<TimedNode>();
+  timed->deadline = deadline;
+  timed->handles.store(1, std::memory_order_relaxed);
+  timed->state.store(timed_flag | sourced_flag, std::memory_order_relaxed);
+  if (deadline != Clock::time_point::max()) {
+    timed->timer.node = timed.get();
+    timed->timer.hold = &hold_timed;
+    timed->timer.due = &due_timed;
+    // Armed before it hangs in the tree: a canceller from above must find the timer to take it out.
+    TimerService::instance().arm(&timed->timer, deadline, now);
+  }
+  TimedNode* const node = timed.release();
+  if (parent != nullptr && !attach(parent, node, LinkKind::child)) {
+    cancel_node(node, parent->cause);
+  }
+  return node;
+}
+
+/// A node under all of `parents`; null ones count for nothing.
+inline Node* make_join(Node* const* parents, std::size_t count) {
+  auto join = std::make_unique<JoinNode>();
+  join->links = std::make_unique<JoinLink[]>(count);
+  join->count = count;
+  join->handles.store(1, std::memory_order_relaxed);
+  join->state.store(joined_flag | sourced_flag, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (parents[i] == nullptr) continue;
+    const auto theirs = nearest_deadline(parents[i]);
+    if (theirs && (!join->deadline || *theirs < *join->deadline)) join->deadline = theirs;
+  }
+  JoinNode* const node = join.release();
+  for (std::size_t i = 0; i < count; ++i) {
+    if (parents[i] == nullptr) continue;
+    node->links[i].node = node;
+    if (!attach(parents[i], &node->links[i], LinkKind::join)) {
+      cancel_node(node, parents[i]->cause);
+      break;
+    }
+  }
+  return node;
+}
+
+// ---- waiting and callbacks ------------------------------------------------------------------------
+
+/// Blocks until the node is cancelled or the deadline has passed. True: cancelled.
+inline bool wait_on(Node* node, Clock::time_point deadline) noexcept {
+  if (is_cancelled(node)) return true;
+  if (deadline <= Clock::now()) return false;
+  CallbackLink waiter;
+  if (!attach(node, &waiter, LinkKind::callback)) return true;
+  // acquire: pairs with the release in wake_lane().
+  while (waiter.stage.load(std::memory_order_acquire) == CallbackLink::pending) {
+    if (futex_wait_until(waiter.stage, CallbackLink::pending, deadline)) continue;
+    // Time is up. Under the lane's lock it shows whether the waker has been here.
+    Lane* const lane = lane_of(&waiter);
+    std::uint32_t state = lock_bit(lane->state);
+    const bool woken = waiter.stage.load(std::memory_order_relaxed) != CallbackLink::pending;
+    if (!woken) state = erase_link(lane, &waiter, state);
+    unlock_bit(lane->state, state);
+    return woken || is_cancelled(node);
+  }
+  return true;
+}
+
+/// Takes a callback out again: std::stop_callback's destructor.
+inline void remove_callback(CallbackLink* callback) noexcept {
+  if (callback->where == 0) return;  // it ran in its constructor, or never could
+  Lane* const lane = lane_of(callback);
+  std::uint32_t state = lock_bit(lane->state);
+  state = erase_link(lane, callback, state);
+  Node* const orphan = claim_orphan(lane, state);
+  const std::uint32_t stage = callback->stage.load(std::memory_order_acquire);
+  const bool runs_here =
+      stage == CallbackLink::running && callback->runner_thread == this_thread_mark();
+  unlock_bit(lane->state, state);
+  if (orphan != nullptr) release(orphan);
+  if (stage != CallbackLink::running) return;
+  if (runs_here) {
+    // Inside itself: the runner must not touch it any more.
+    *callback->runner_current = nullptr;
+    return;
+  }
+  std::uint32_t seen = CallbackLink::running;
+  callback->stage.compare_exchange_strong(seen, CallbackLink::awaited, std::memory_order_acquire,
+                                          std::memory_order_acquire);
+  while (callback->stage.load(std::memory_order_acquire) != CallbackLink::finished) {
+    futex_wait(callback->stage, CallbackLink::awaited);
+  }
+}
+
+// ---- what sources and tokens do -------------------------------------------------------------------
+
+/// The destructor of a source that is armed: cancels, then gives up the handle.
+inline void abandon_node(Node* node) noexcept {
+  constexpr std::uint32_t busy = locked_bit | linked_flag | sharded_flag | cancelled_flag;
+  // With no other handle and nothing linked nobody could tell whether it was cancelled (I5).
+  const bool unseen = (node->state.load(std::memory_order_acquire) & busy) == 0 &&
+                      node->handles.load(std::memory_order_acquire) == 1;
+  if (!unseen) cancel_node(node, &cancelled_record);
+  release(node);
+}
+
+/// The destructor of a source that is disarmed.
+inline void disown_node(Node* node) noexcept {
+  const std::uint32_t state = lock_bit(node->state);
+  unlock_bit(node->state, state & ~sourced_flag);
+  release(node);
+}
+
+/// See CancellationToken::fd().
+inline int pollable_fd(Node* node) {
+  const auto existing = [&]() noexcept {
+    const Extension* const extension = extension_of(node);
+    return extension != nullptr && extension->flag ? extension->flag->fd() : -1;
+  };
+  std::uint32_t state = lock_bit(node->state);
+  int fd = existing();
+  unlock_bit(node->state, state);
+  unsigned patience = 4096;
+  if (fd >= 0 || !can_be_cancelled(node, patience)) return fd;
+  auto flag = std::make_unique<PollableFlag>("making the descriptor of a cancellation token");
+  auto spare = std::make_unique<Extension>();
+  state = lock_bit(node->state);
+  fd = existing();
+  if (fd < 0) {
+    Extension* extension = extension_of(node);
+    if (extension == nullptr) extension = set_extension(node, spare.release());
+    extension->flag = std::move(flag);
+    fd = extension->flag->fd();
+    // A canceller that has marked the node already may not see the flag.
+    if ((state & cancelled_flag) != 0) extension->flag->raise();
+  }
+  unlock_bit(node->state, state);
+  return fd;
+}
+
+// For the coordinator and the tests.
+struct TreeAccess {
+  template <class Token>
+  static Node* peek(const Token& token) noexcept {
+    return token.node_;
+  }
+  template <class Token = CancellationToken>
+  static Token adopt(Node* node) noexcept {
+    return Token(node);
+  }
+  template <class Source>
+  static Node* node_of(const Source& source) noexcept {
+    return source.get();
+  }
+};
+
+}  // namespace lastcall::detail

@@ -1,0 +1,220 @@
+// The immutable records behind Cause.
+#pragma once
+
+#include <lastcall/detail/config.hpp>
+#include <lastcall/detail/throw.hpp>
+#include <lastcall/signal_info.hpp>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace lastcall {
+
+/// What sort of thing cancelled.
+enum class CauseKind : std::uint8_t { none, cancelled, deadline_exceeded, signal, failure };
+
+namespace detail {
+
+struct CauseAccess;
+
+struct SignalCauseRecord;
+
+struct CauseRecord {
+  // Constants are never counted, so that a million nodes that share one touch no common line.
+  static constexpr std::uint64_t immortal = ~std::uint64_t{0};
+
+  constexpr CauseRecord(CauseKind of, std::uint64_t count, std::string_view words) noexcept
+      : refs(count), text(words), kind(of) {}
+
+  std::string_view message() const noexcept;
+
+  mutable std::atomic<std::uint64_t> refs;
+  std::string_view text;  // of a signal: unused, see SignalCauseRecord
+  // What a derived record adds, or null. By pointers and not by casts: a compiler that sees one of the
+  // constants below would warn of the cast that is never made.
+  const SignalCauseRecord* signal = nullptr;
+  const std::exception_ptr* error = nullptr;
+  void (*destroy)(const CauseRecord*) noexcept = nullptr;
+  CauseKind kind;
+};
+
+template <class Record>
+void destroy_record(const CauseRecord* record) noexcept {
+  delete static_cast<const Record*>(record);
+}
+
+inline constinit CauseRecord cancelled_record{CauseKind::cancelled, CauseRecord::immortal,
+                                              "cancelled"};
+inline constinit CauseRecord requested_record{CauseKind::cancelled, CauseRecord::immortal,
+                                              "requested"};
+inline constinit CauseRecord destroyed_record{CauseKind::cancelled, CauseRecord::immortal,
+                                              "coordinator destroyed"};
+inline constinit CauseRecord deadline_record{CauseKind::deadline_exceeded, CauseRecord::immortal,
+                                             "deadline exceeded"};
+
+struct TextRecord : CauseRecord {
+  TextRecord(CauseKind of, std::string words) : CauseRecord(of, 1, {}), owned(std::move(words)) {
+    text = owned;
+    destroy = &destroy_record<TextRecord>;
+  }
+  std::string owned;
+};
+
+struct FailureRecord : TextRecord {
+  FailureRecord(std::exception_ptr thrown, std::string words)
+      : TextRecord(CauseKind::failure, std::move(words)), thrown_error(std::move(thrown)) {
+    error = &thrown_error;
+    destroy = &destroy_record<FailureRecord>;
+  }
+  std::exception_ptr thrown_error;
+};
+
+// Can be filled without allocating. The words are made once, by whoever gets to it first: looking
+// the sender up in /proc costs microseconds that a woken worker need not wait for.
+struct SignalCauseRecord : CauseRecord {
+  SignalCauseRecord() noexcept : CauseRecord(CauseKind::signal, 1, {}) {
+    signal = this;
+    destroy = &destroy_record<SignalCauseRecord>;
+  }
+
+  /// Makes the words if nobody has. Async-signal-safe but for signal_name()'s table.
+  void describe() const noexcept {
+    std::uint32_t seen = unmade;
+    // acquire on failure: pairs with the release below, so that `made` means readable words.
+    if (!progress.compare_exchange_strong(seen, making, std::memory_order_acquire,
+                                          std::memory_order_acquire)) {
+      return;
+    }
+    write_words();
+    progress.store(made, std::memory_order_release);
+  }
+
+  std::string_view words() const noexcept {
+    describe();
+    // Another thread is between two system calls on /proc: it holds no lock and soon is done.
+    while (progress.load(std::memory_order_acquire) != made) ::usleep(50);
+    return {buffer, length};
+  }
+
+  SignalInfo info{};
+
+ private:
+  static constexpr std::uint32_t unmade = 0;
+  static constexpr std::uint32_t making = 1;
+  static constexpr std::uint32_t made = 2;
+
+  void append(std::string_view part) const noexcept {
+    for (const char letter : part) {
+      if (length + 1 < sizeof buffer) buffer[length++] = letter;
+    }
+  }
+  void append_number(long long number) const noexcept {
+    char digits[24];
+    std::size_t at = sizeof digits;
+    const bool negative = number < 0;
+    auto rest = negative ? 0ULL - static_cast<unsigned long long>(number)
+                         : static_cast<unsigned long long>(number);
+    do {
+      digits[--at] = static_cast<char>('0' + rest % 10);
+      rest /= 10;
+    } while (rest != 0);
+    if (negative) digits[--at] = '-';
+    append({digits + at, sizeof digits - at});
+  }
+  void write_words() const noexcept {
+    append(signal_name(info.number));
+    if (info.sender_pid <= 0) {
+      append(" from the kernel");
+      return;
+    }
+    append(" from pid ");
+    append_number(info.sender_pid);
+    append_sender_name();
+  }
+  void append_sender_name() const noexcept {
+#if LASTCALL_LINUX
+    const int saved = errno;
+    // Put together by hand: snprintf is not async-signal-safe.
+    char path[48];
+    std::size_t at = 0;
+    const auto put = [&](std::string_view part) {
+      for (const char letter : part) path[at++] = letter;
+    };
+    put("/proc/");
+    char digits[16];
+    std::size_t first = sizeof digits;
+    for (auto rest = info.sender_pid; rest > 0; rest /= 10) {
+      digits[--first] = static_cast<char>('0' + rest % 10);
+    }
+    put({digits + first, sizeof digits - first});
+    put("/comm");
+    path[at] = '\0';
+    const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+      char name[64];
+      const auto got = ::read(fd, name, sizeof name);
+      ::close(fd);
+      if (got > 1) {
+        append(" (");
+        append({name, static_cast<std::size_t>(got) - (name[got - 1] == '\n' ? 1U : 0U)});
+        append(")");
+      }
+    }
+    errno = saved;
+#endif
+  }
+
+  mutable std::atomic<std::uint32_t> progress{unmade};
+  mutable std::size_t length = 0;
+  mutable char buffer[128] = {};
+};
+
+inline std::string_view CauseRecord::message() const noexcept {
+  return signal != nullptr ? signal->words() : text;
+}
+
+inline void retain(const CauseRecord* record, std::uint64_t times = 1) noexcept {
+  if (record == nullptr || record->refs.load(std::memory_order_relaxed) == CauseRecord::immortal) {
+    return;
+  }
+  // relaxed: whoever retains holds a reference already.
+  record->refs.fetch_add(times, std::memory_order_relaxed);
+}
+
+inline void release(const CauseRecord* record, std::uint64_t times = 1) noexcept {
+  if (record == nullptr || record->refs.load(std::memory_order_relaxed) == CauseRecord::immortal) {
+    return;
+  }
+  // acq_rel: the last one out sees all that the others did with the record.
+  if (record->refs.fetch_sub(times, std::memory_order_acq_rel) != times) return;
+  record->destroy(record);
+}
+
+/// what() of a std::exception, or that there is none.
+inline std::string describe_exception(const std::exception_ptr& error) {
+#if LASTCALL_EXCEPTIONS
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& known) {
+    const char* const what = known.what();
+    return what != nullptr && *what != '\0' ? what : "an exception without a message";
+  } catch (...) {
+    return "an exception that is no std::exception";
+  }
+#else
+  static_cast<void>(error);
+  return "a failure";
+#endif
+}
+
+}  // namespace detail
+}  // namespace lastcall

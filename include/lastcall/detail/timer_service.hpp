@@ -1,0 +1,214 @@
+// The one timer thread that all deadlines share. (Shards stand 128 bytes apart: processors fetch lines in
+// pairs.)
+//
+// It is started by the first arm() and sleeps while nothing is due. Links stand in the wheel of one of
+// a few shards, chosen by thread, each with a lock of its own: threads that arm and disarm do not meet.
+//
+//  1. A link is in a wheel exactly while `armed`, and both change under its shard's lock only.
+//  2. disarm() takes the lock. When it returns, the link is in no wheel; either due() was or will be
+//     called for it (and hold() has kept its owner alive since under that same lock), or never will be.
+//  3. No wake-up is lost. arm() publishes the shard's earliest tick, then reads `sleeping_until_`; the
+//     timer thread publishes `sleeping_until_`, then reads the shards' earliest ticks. All four are
+//     seq_cst, so at least one side sees the other: the thread looks again, or it is woken.
+//  4. Nothing fires early: a deadline is rounded up to a tick, and a tick is reached when the clock is
+//     at or past its start.
+//  5. In a forked child the thread is gone; the next arm() there starts another. The locks are held
+//     across the fork, so that the child finds them free and the wheels whole.
+//
+// The service is made once and never destroyed: stragglers may use it until the process is gone.
+#pragma once
+
+#include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/spin_bit.hpp>
+#include <lastcall/detail/timer_wheel.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <climits>
+#include <mutex>
+
+namespace lastcall::detail {
+
+class TimerService {
+ public:
+  /// The process's own. Made on first use; std::bad_alloc if that fails.
+  static TimerService& instance() {
+    static TimerService* const service = new TimerService;
+    return *service;
+  }
+
+  TimerService(const TimerService&) = delete;
+  TimerService& operator=(const TimerService&) = delete;
+
+  /// From now on `link` will be due at `when`. Starts the thread if there is none: std::system_error
+  /// (EAGAIN) if that fails, and then nothing has changed. The link's hold and due must be set.
+  /// `now` is a recent look at the clock.
+  void arm(TimerLink* link, Clock::time_point when, Clock::time_point now = Clock::now()) {
+    ensure_thread();
+    const unsigned at = this_thread_number() % shard_count;
+    Shard& shard = shards_[at];
+    link->tick = tick_of(when);
+    {
+      const std::lock_guard<SpinLock> lock(shard.lock);
+      link->shard = static_cast<std::uint8_t>(at);
+      link->armed = true;
+      shard.wheel.insert(link, nanoseconds(now) >> tick_bits);  // not ahead of the clock: it has passed
+      if (link->tick < shard.earliest.load(std::memory_order_relaxed)) {
+        shard.earliest.store(link->tick, std::memory_order_seq_cst);  // invariant 3
+      } else {
+        return;  // somebody earlier in this shard has told the thread, or it will look by itself
+      }
+    }
+    if (link_is_sooner(shard)) ring();
+  }
+
+  /// Takes `link` out if it is in. True: it was in and due() will not be called.
+  bool disarm(TimerLink* link) noexcept {
+    Shard& shard = shards_[link->shard];
+    const std::lock_guard<SpinLock> lock(shard.lock);
+    if (!link->armed) return false;
+    shard.wheel.remove(link);
+    link->armed = false;
+    return true;
+  }
+
+  /// The same for who must not wait for ever: past `deadline` the link stays in. That harms nobody whose
+  /// due() does nothing by then.
+  void disarm_until(TimerLink* link, Clock::time_point deadline) noexcept {
+    Shard& shard = shards_[link->shard];
+    if (!shard.lock.lock_until(deadline)) return;
+    if (link->armed) {
+      shard.wheel.remove(link);
+      link->armed = false;
+    }
+    shard.lock.unlock();
+  }
+
+  /// How many links are armed now; for tests.
+  std::size_t armed_for_test() noexcept {
+    std::size_t sum = 0;
+    for (Shard& shard : shards_) {
+      const std::lock_guard<SpinLock> lock(shard.lock);
+      sum += shard.wheel.size();
+    }
+    return sum;
+  }
+
+ private:
+  static constexpr unsigned shard_count = 8;
+  static constexpr unsigned tick_bits = 20;  // a tick is 2^20 ns, some 1.05 ms
+
+  struct alignas(128) Shard {
+    SpinLock lock;
+    std::atomic<std::uint64_t> earliest{TimerWheel::never};  // a lower bound for what is in the wheel
+    TimerWheel wheel;
+  };
+
+  TimerService() { ::pthread_atfork(&before_fork, &in_parent, &in_child); }
+
+  static std::uint64_t nanoseconds(Clock::time_point point) noexcept {
+    const auto since = std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch());
+    return since.count() > 0 ? static_cast<std::uint64_t>(since.count()) : 0U;
+  }
+  static std::uint64_t tick_of(Clock::time_point when) noexcept {
+    constexpr std::uint64_t below = (std::uint64_t{1} << tick_bits) - 1;
+    return (nanoseconds(when) + below) >> tick_bits;  // up: invariant 4
+  }
+  static Clock::time_point time_of(std::uint64_t tick) noexcept {
+    if (tick >= (std::uint64_t{1} << (62 - tick_bits))) return Clock::time_point::max();
+    return Clock::time_point(std::chrono::duration_cast<Clock::duration>(
+        std::chrono::nanoseconds(static_cast<std::int64_t>(tick << tick_bits))));
+  }
+
+  bool link_is_sooner(const Shard& shard) const noexcept {
+    return shard.earliest.load(std::memory_order_seq_cst) <
+           sleeping_until_.load(std::memory_order_seq_cst);
+  }
+
+  void ring() noexcept {
+    doorbell_.fetch_add(1, std::memory_order_release);
+    futex_wake_one(&doorbell_);
+  }
+
+  void ensure_thread() {
+    if (running_.load(std::memory_order_acquire)) return;
+    const std::lock_guard<std::mutex> lock(start_);
+    if (running_.load(std::memory_order_relaxed)) return;
+    const BlockAllSignals quiet;
+    pthread_attr_t attributes;
+    ::pthread_attr_init(&attributes);
+    ::pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_t thread{};
+    const int error = ::pthread_create(&thread, &attributes, &thread_main, this);
+    ::pthread_attr_destroy(&attributes);
+    if (error != 0) throw_system_error(error, "starting the timer thread");
+    running_.store(true, std::memory_order_release);
+  }
+
+  static void* thread_main(void* self) {
+#if defined(__linux__)
+    ::pthread_setname_np(::pthread_self(), "lastcall-timer");
+#endif
+    static_cast<TimerService*>(self)->run();
+    return nullptr;
+  }
+
+  [[noreturn]] void run() noexcept {
+    for (;;) {
+      const std::uint32_t rung = doorbell_.load(std::memory_order_acquire);
+      const std::uint64_t now = nanoseconds(Clock::now()) >> tick_bits;
+      std::uint64_t next = TimerWheel::never;
+      for (Shard& shard : shards_) next = std::min(next, fire_due(shard, now));
+      sleeping_until_.store(next, std::memory_order_seq_cst);  // invariant 3
+      bool sooner = false;
+      for (const Shard& shard : shards_) sooner = sooner || link_is_sooner(shard);
+      if (!sooner) futex_wait_until(doorbell_, rung, time_of(next));
+      // Awake: nobody needs to ring, since the shards are looked at before the next sleep.
+      sleeping_until_.store(0, std::memory_order_seq_cst);
+    }
+  }
+
+  // Returns the tick at which this shard wants to be looked at again.
+  static std::uint64_t fire_due(Shard& shard, std::uint64_t now) noexcept {
+    if (shard.earliest.load(std::memory_order_seq_cst) == TimerWheel::never) return TimerWheel::never;
+    TimerLink* due = nullptr;
+    std::uint64_t next = 0;
+    {
+      const std::lock_guard<SpinLock> lock(shard.lock);
+      due = shard.wheel.advance(now);
+      next = shard.wheel.next_tick();
+      shard.earliest.store(next, std::memory_order_seq_cst);
+    }
+    while (due != nullptr) {
+      TimerLink* const link = due;
+      due = link->next;  // the link may be gone after due()
+      link->due(link);
+    }
+    return next;
+  }
+
+  static void before_fork() {
+    TimerService& self = instance();
+    self.start_.lock();
+    for (Shard& shard : self.shards_) shard.lock.lock();
+  }
+  static void in_parent() {
+    TimerService& self = instance();
+    for (Shard& shard : self.shards_) shard.lock.unlock();
+    self.start_.unlock();
+  }
+  static void in_child() {
+    TimerService& self = instance();
+    self.running_.store(false, std::memory_order_relaxed);
+    self.sleeping_until_.store(0, std::memory_order_relaxed);
+    in_parent();
+  }
+
+  Shard shards_[shard_count];
+  alignas(128) std::atomic<std::uint64_t> sleeping_until_{0};
+  Word doorbell_{0};
+  std::atomic<bool> running_{false};
+  std::mutex start_;
+};
+
+}  // namespace lastcall::detail

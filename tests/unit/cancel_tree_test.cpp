@@ -1,0 +1,238 @@
+// detail/cancel_tree.hpp: what the public interface can't show. Timers that are armed, and a node that
+// has grown a lane a thread, which must act just as one that has not.
+#include <lastcall/cancellation.hpp>
+#include <lastcall/detail/cancel_tree.hpp>
+#include <lastcall/detail/timer_service.hpp>
+
+#include "support/catch.hpp"
+#include "support/threads.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+using lastcall::CancellationCallback;
+using lastcall::CancellationSource;
+using lastcall::CancellationToken;
+using lastcall::Cause;
+using lastcall::Clock;
+using namespace std::chrono_literals;
+
+namespace {
+
+using AnyCallback = CancellationCallback<std::function<void()>>;
+
+/// What contention does, without having to make any.
+void grow(const CancellationToken& token) {
+  lastcall::detail::grow_shards(lastcall::detail::TreeAccess::peek(token));
+}
+bool has_grown(const CancellationToken& token) {
+  const auto* node = lastcall::detail::TreeAccess::peek(token);
+  return (node->state.load() & lastcall::detail::sharded_flag) != 0;
+}
+
+/// Runs on so many threads that every shard gets its share: threads are numbered in turn.
+template <class Body>
+void on_new_threads(int count, Body body) {
+  for (int i = 0; i < count; ++i) std::thread([&body, i] { body(i); }).join();
+}
+
+}  // namespace
+
+TEST_CASE("A child whose deadline is no earlier than its parent's costs no timer") {
+  auto& service = lastcall::detail::TimerService::instance();
+  REQUIRE(support::eventually([&] { return service.armed_for_test() == 0; }));
+  const auto at = Clock::now() + 1h;
+  const CancellationSource parent(CancellationToken(), at);
+  CHECK(service.armed_for_test() == 1);
+  const CancellationSource later(parent.token(), at + 1s);
+  const CancellationSource same(parent.token(), at);
+  const CancellationSource grandchild(later.token(), at + 1h);
+  const CancellationSource merged = CancellationSource::any_of({parent.token(), later.token()});
+  CHECK(service.armed_for_test() == 1);
+  const CancellationSource earlier(grandchild.token(), at - 1s);
+  CHECK(service.armed_for_test() == 2);
+}
+
+TEST_CASE("A cancelled or destroyed node leaves no timer behind") {
+  auto& service = lastcall::detail::TimerService::instance();
+  REQUIRE(support::eventually([&] { return service.armed_for_test() == 0; }));
+  CancellationSource parent;
+  CancellationSource cancelled(parent.token(), 1h);
+  CancellationSource by_parent(parent.token(), 1h);
+  std::optional<CancellationSource> destroyed(std::in_place, parent.token(), 1h);
+  std::optional<CancellationSource> disarmed(std::in_place, parent.token(), 1h);
+  CHECK(service.armed_for_test() == 4);
+  cancelled.cancel();
+  CHECK(service.armed_for_test() == 3);
+  destroyed.reset();
+  CHECK(service.armed_for_test() == 2);
+  disarmed->disarm();
+  disarmed.reset();
+  CHECK(service.armed_for_test() == 1);
+  parent.cancel();
+  CHECK(service.armed_for_test() == 0);
+  const CancellationSource born(parent.token(), 1h);
+  CHECK(service.armed_for_test() == 0);
+}
+
+
+TEST_CASE("A node that has grown shards cancels what was linked before and after, on any thread") {
+  CancellationSource parent;
+  std::vector<CancellationSource> children;
+  std::vector<std::unique_ptr<AnyCallback>> callbacks;
+  std::atomic<int> runs{0};
+  int marked_late = 0;
+  const auto link = [&](int) {
+    children.emplace_back(parent.token());
+    callbacks.push_back(std::make_unique<AnyCallback>(parent.token(), [&] {
+      ++runs;
+      for (const CancellationSource& child : children) {
+        if (!child.is_cancelled()) ++marked_late;
+      }
+    }));
+    children.push_back(CancellationSource::any_of({parent.token(), children.back().token()}));
+  };
+  on_new_threads(4, link);
+  grow(parent.token());
+  REQUIRE(has_grown(parent.token()));
+  on_new_threads(20, link);
+  CHECK(parent.cancel(Cause::cancelled("every lane")));
+  CHECK(runs == 24);
+  CHECK(marked_late == 0);
+  for (const CancellationSource& child : children) {
+    CHECK(child.token().cause().message() == "every lane");
+  }
+  CHECK(parent.token().is_cancelled());
+  on_new_threads(10, [&](int) {
+    const CancellationSource born(parent.token());
+    if (!born.is_cancelled()) ++marked_late;
+    const AnyCallback at_once(parent.token(), [&] { ++runs; });
+  });
+  CHECK(marked_late == 0);
+  CHECK(runs == 34);
+}
+
+TEST_CASE("A node that has grown shards wakes its waiters and raises its descriptor") {
+  CancellationSource parent;
+  const int fd = parent.token().fd();
+  grow(parent.token());
+  CHECK(parent.token().fd() == fd);
+  std::atomic<int> woken{0};
+  std::vector<std::unique_ptr<std::atomic<pid_t>>> ids;
+  support::Threads threads;
+  for (int i = 0; i < 10; ++i) {
+    ids.push_back(std::make_unique<std::atomic<pid_t>>(0));
+    threads.start([&, id = ids.back().get(), token = parent.token()] {
+      *id = support::thread_id();
+      if (token.wait_for(1h)) ++woken;
+    });
+  }
+  for (const auto& id : ids) support::let_it_block(*id);
+  CHECK_FALSE(parent.token().wait_for(2ms));
+  CHECK(woken == 0);
+  parent.cancel();
+  threads.join();
+  CHECK(woken == 10);
+  CHECK(support::is_readable(fd));
+}
+
+TEST_CASE("A node that has grown shards goes with its last handle or link, in whatever order") {
+  support::Random random(21);
+  for (int round = 0; round < 60; ++round) {
+    CancellationSource top;
+    std::optional<CancellationSource> parent(std::in_place, top.token());
+    if (round % 2 == 0) grow(parent->token());
+    std::vector<std::optional<CancellationSource>> children(12);
+    std::vector<std::unique_ptr<AnyCallback>> callbacks(12);
+    int runs = 0;
+    on_new_threads(12, [&](int i) {
+      const auto at = static_cast<std::size_t>(i);
+      children[at].emplace(parent->token());
+      callbacks[at] = std::make_unique<AnyCallback>(parent->token(), [&] { ++runs; });
+      if (i == 5) grow(parent->token());
+    });
+    parent->disarm();
+    const std::size_t leaves = random.below(12);
+    for (std::size_t i = 0; i < 12; ++i) {
+      if (i == leaves) parent.reset();
+      children[(i * 5) % 12].reset();
+      callbacks[(i * 7) % 12].reset();
+      if (i == 10 && random.one_in(2)) top.cancel();
+    }
+    parent.reset();
+    CHECK(runs <= 1);
+  }
+}
+
+TEST_CASE("Contention makes a node grow shards, and nothing is lost on the way") {
+  CancellationSource parent;
+  std::atomic<int> kept_runs{0};
+  std::atomic<int> stray_runs{0};
+  std::vector<std::unique_ptr<AnyCallback>> kept[4];
+  std::vector<CancellationSource> children[4];
+  {
+    support::StartingLine line(4);
+    support::Threads threads;
+    for (std::size_t thread = 0; thread < 4; ++thread) {
+      threads.start([&, thread] {
+        const CancellationToken token = parent.token();
+        line.ready_steady_go();
+        for (int i = 0; i < 20'000; ++i) {
+          const AnyCallback gone(token, [&] { ++stray_runs; });
+          CancellationSource child(token);
+          if (i % 1000 == 0) {
+            kept[thread].push_back(std::make_unique<AnyCallback>(token, [&] { ++kept_runs; }));
+            children[thread].push_back(std::move(child));
+          }
+        }
+      });
+    }
+  }
+  CHECK(parent.cancel());
+  CHECK(stray_runs == 0);
+  CHECK(kept_runs == 80);
+  for (const auto& some : children) {
+    for (const CancellationSource& child : some) CHECK(child.is_cancelled());
+  }
+}
+
+TEST_CASE("A parent is cancelled while its children come and go and it grows shards") {
+  constexpr int rounds = support::under_sanitizer ? 60 : 400;
+  int late = 0;
+  for (int round = 0; round < rounds; ++round) {
+    CancellationSource parent;
+    std::atomic<int> wrong{0};
+    support::StartingLine line(3);
+    support::Threads threads;
+    for (int i = 0; i < 2; ++i) {
+      threads.start([&, i] {
+        line.ready_steady_go();
+        for (int turn = 0; turn < 30; ++turn) {
+          if (turn == 10 && i == 0) grow(parent.token());
+          const bool before = parent.is_cancelled();
+          const CancellationSource child(parent.token());
+          int runs = 0;
+          {
+            const CancellationCallback callback(parent.token(), [&] { ++runs; });
+            if (before && (runs != 1 || !child.is_cancelled())) ++wrong;
+          }
+          if (runs > 1) ++wrong;
+          if (parent.is_cancelled() && !child.is_cancelled()) ++wrong;
+        }
+      });
+    }
+    line.ready_steady_go();
+    parent.cancel();
+    threads.join();
+    late += wrong;
+  }
+  CHECK(late == 0);
+}
