@@ -1,0 +1,385 @@
+// The count of a WaitGroup and those who wait for its zero. The invariants G1 to G9 that the comments
+// here refer to stand at the head of wait_group.hpp.
+#pragma once
+
+#include <lastcall/detail/futex.hpp>
+#include <lastcall/detail/spin_bit.hpp>
+#include <lastcall/detail/thread_sections.hpp>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace lastcall::detail {
+
+class alignas(cache_line) GroupCount {
+ public:
+  // The word: three flags, and below them the central count. A count of `exact_end` and more means that
+  // it is kept in the slots too, and then the central part has `bias` on it.
+  static constexpr std::uint64_t fast = std::uint64_t{1} << 63;     // threads count in their own slots
+  static constexpr std::uint64_t closed = std::uint64_t{1} << 62;   // nobody enters any more
+  static constexpr std::uint64_t waiting = std::uint64_t{1} << 61;  // the list of waiters isn't empty
+  static constexpr std::uint64_t count_mask = waiting - 1;
+  static constexpr std::uint64_t bias = std::uint64_t{1} << 60;
+  static constexpr std::uint64_t exact_end = std::uint64_t{1} << 59;
+
+  GroupCount() noexcept = default;
+  GroupCount(const GroupCount&) = delete;
+  GroupCount& operator=(const GroupCount&) = delete;
+  ~GroupCount() {
+    // Taken once, so that a leaver who has said zero and is about to unlock (G6) has done so.
+    lock_.lock();
+    lock_.unlock();
+    for (auto& chunk : chunks_) free_chunk(chunk.load(std::memory_order_relaxed));
+  }
+
+  /// Counts one in, unless a flag of `refuse` is up (0 or `closed`).
+  bool enter(std::uint64_t refuse) noexcept {
+    return move_fast(1, refuse) || enter_centrally(refuse);
+  }
+  /// Counts one out. Nothing of this object is touched after that (G6).
+  void leave() noexcept {
+    if (!move_fast(std::uintptr_t{0} - 1, 0)) leave_centrally();
+  }
+
+  /// G3: lock-free, and no system call.
+  void close() noexcept { word_.fetch_or(closed, std::memory_order_seq_cst); }
+  bool is_closed() const noexcept {
+    return (word_.load(std::memory_order_acquire) & closed) != 0;
+  }
+
+  /// Exact when nobody is entering or leaving.
+  std::size_t value() noexcept {
+    std::uint64_t seen = word_.load(std::memory_order_acquire);
+    if (is_exact(seen)) return static_cast<std::size_t>(seen & count_mask);
+    // Under the lock nobody moves the count from the slots to the word.
+    lock_.lock();
+    const std::size_t sum = sum_up();
+    lock_.unlock();
+    return sum;
+  }
+  /// The same for who must not wait: a lock that isn't free soon is passed by, and the figure is then a
+  /// guess while another thread is just beginning to wait.
+  std::size_t glance() noexcept {
+    const bool locked = try_lock_for(1000);
+    const std::size_t sum = sum_up();
+    if (locked) lock_.unlock();
+    return sum;
+  }
+
+  /// Until the count is zero (true) or the deadline passes.
+  bool wait_until(Clock::time_point deadline) noexcept;
+
+  /// For tests: whether threads count in slots of their own now, and how many threads wait.
+  bool is_fast() const noexcept { return (word_.load(std::memory_order_acquire) & fast) != 0; }
+  std::size_t waiters() noexcept {
+    std::size_t sum = 0;
+    lock_.lock();
+    for (const Waiter* waiter = first_; waiter != nullptr; waiter = waiter->next) ++sum;
+    lock_.unlock();
+    return sum;
+  }
+
+ private:
+  // G2: written by the thread of that number only, and only inside a section.
+  struct alignas(cache_line) Slot {
+    std::atomic<std::uintptr_t> count{0};
+  };
+
+  // On the waiter's stack, linked in the group. G7: `released` is the last that anybody else does to it.
+  struct Waiter {
+    Word released{0};
+    bool linked = true;
+    Waiter* previous = nullptr;
+    Waiter* next = nullptr;
+  };
+
+  // So many entries since the last wait() show that the group is worth slots: a short-lived one, or one
+  // that is waited for over and over, neither allocates nor fences.
+  static constexpr std::uint32_t entries_to_fast = 64;
+
+  static bool is_exact(std::uint64_t word) noexcept { return (word & count_mask) < exact_end; }
+  static bool is_last(std::uint64_t word) noexcept {
+    return (word & (count_mask | waiting)) == (waiting | 1);
+  }
+
+  bool move_fast(std::uintptr_t by, std::uint64_t refuse) noexcept;
+  bool enter_centrally(std::uint64_t refuse) noexcept;
+  void leave_centrally() noexcept;
+  bool leave_as_last() noexcept;
+  bool prepare_thread(bool may_allocate) noexcept;
+  bool make_slots(std::uint32_t chunk) noexcept;
+  void become_fast() noexcept;
+  bool become_exact(Clock::time_point deadline) noexcept;
+  std::uintptr_t slots_sum() const noexcept;
+  std::size_t sum_up() const noexcept;
+  bool try_lock_for(unsigned turns) noexcept;
+  bool lock_until(Clock::time_point deadline) noexcept;
+  bool give_up(Waiter& waiter) noexcept;
+  void link(Waiter& waiter) noexcept;
+  void unlink(Waiter& waiter) noexcept;
+
+  // The first cache line is read by everybody, and in fast mode written by nobody.
+  std::atomic<std::uint64_t> word_{0};
+  std::atomic<ThreadSections*> home_{nullptr};  // whose threads have slots; G4
+  std::atomic<Slot*> chunks_[ChunkPlace::chunks]{};
+  // The second is for slower times.
+  SpinLock lock_;  // G5: guards home_, the slots' sum, the list of waiters
+  std::atomic<std::uint32_t> entries_{0};
+  Waiter* first_ = nullptr;
+  Waiter* last_ = nullptr;
+};
+
+// The section of thread_sections.hpp, S1 to S4, around one addition to the thread's own slot. False: not
+// counted, take the central word.
+inline bool GroupCount::move_fast(std::uintptr_t by, std::uint64_t refuse) noexcept {
+  // Looked at before S1 too, so that a thread makes no more sections once it saw that they are over:
+  // whoever waits for it (W3) waits for one at most.
+  if ((word_.load(std::memory_order_relaxed) & (fast | refuse)) != fast) return false;
+  ThreadRecord* const mine = thread_state.record;
+  if (mine == nullptr) return false;
+  bool moved = false;
+  mine->open(this);
+  // seq_cst: S2. It also acquires what become_fast() released: home_, and slots that are zero.
+  if ((word_.load(std::memory_order_seq_cst) & (fast | refuse)) == fast &&
+      home_.load(std::memory_order_relaxed) == mine->sections) {
+    // acquire: the chunk may have been made by another thread just now.
+    Slot* const slots = chunks_[mine->place.chunk].load(std::memory_order_acquire);
+    if (slots != nullptr) {
+      std::atomic<std::uintptr_t>& count = slots[mine->place.offset].count;
+      // relaxed: only this thread writes it (G2), and close() publishes it.
+      count.store(count.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+      moved = true;
+    }
+  }
+  mine->close();
+  return moved;
+}
+
+[[gnu::noinline]] inline bool GroupCount::enter_centrally(std::uint64_t refuse) noexcept {
+  std::uint64_t seen = word_.load(std::memory_order_relaxed);
+  if ((seen & (fast | refuse)) == fast && prepare_thread(true) && move_fast(1, refuse)) return true;
+  do {
+    // Tried in the same operation that counts, so that nobody enters after a close() and a zero.
+    if ((seen & refuse) != 0) return false;
+    // relaxed: an entry publishes nothing, and as a read-modify-write it continues the release
+    // sequences of the leavers before it.
+  } while (!word_.compare_exchange_weak(seen, seen + 1, std::memory_order_relaxed,
+                                        std::memory_order_relaxed));
+  if ((seen & (fast | closed | waiting)) == 0) {
+    // A lost increment delays the change and nothing else.
+    const std::uint32_t entries = entries_.load(std::memory_order_relaxed) + 1;
+    entries_.store(entries, std::memory_order_relaxed);
+    if (entries >= entries_to_fast) become_fast();
+  }
+  return true;
+}
+
+[[gnu::noinline]] inline void GroupCount::leave_centrally() noexcept {
+  std::uint64_t seen = word_.load(std::memory_order_relaxed);
+  if ((seen & fast) != 0 && prepare_thread(false) && move_fast(std::uintptr_t{0} - 1, 0)) return;
+  for (;;) {
+    if (is_last(seen)) {
+      if (leave_as_last()) return;
+      seen = word_.load(std::memory_order_relaxed);
+      continue;
+    }
+    // release: all that the member did, for the waiter (and for the next leaver to pass on).
+    if (word_.compare_exchange_weak(seen, seen - 1, std::memory_order_release,
+                                    std::memory_order_relaxed)) {
+      return;
+    }
+  }
+}
+
+// G6: a last member with waiters takes the lock while it is still counted. The zero, and the taking of
+// the list that goes with it, are one step for everybody who takes the lock.
+[[gnu::noinline]] inline bool GroupCount::leave_as_last() noexcept {
+  lock_.lock();
+  std::uint64_t seen = word_.load(std::memory_order_relaxed);
+  do {
+    if (!is_last(seen)) {  // somebody entered, or the waiters gave up
+      lock_.unlock();
+      return false;
+    }
+    // acquire and release: this thread hands on what all the leavers before it did.
+  } while (!word_.compare_exchange_weak(seen, seen & ~(waiting | count_mask),
+                                        std::memory_order_acq_rel, std::memory_order_relaxed));
+  Waiter* waiter = first_;
+  for (Waiter* each = first_; each != nullptr; each = each->next) each->linked = false;
+  first_ = last_ = nullptr;
+  lock_.unlock();  // the last touch of the group: the waiters still sleep, so it is still there
+  while (waiter != nullptr) {
+    Word* const released = &waiter->released;
+    waiter = waiter->next;
+    released->store(1, std::memory_order_release);  // the last touch of that waiter
+    futex_wake_one(released);
+  }
+  return true;
+}
+
+// The calling thread gets what move_fast() found missing: a record, a slot.
+[[gnu::noinline]] inline bool GroupCount::prepare_thread(bool may_allocate) noexcept {
+  ThreadSections* const all = ThreadSections::instance();
+  if (all == nullptr || all != home_.load(std::memory_order_relaxed)) return false;
+  const ThreadRecord* const mine = all->attach();
+  if (mine == nullptr) return false;
+  if (chunks_[mine->place.chunk].load(std::memory_order_relaxed) != nullptr) return true;
+  return may_allocate && make_slots(mine->place.chunk);
+}
+
+inline bool GroupCount::make_slots(std::uint32_t chunk) noexcept {
+  std::atomic<Slot*>& place = chunks_[chunk];
+  if (place.load(std::memory_order_relaxed) != nullptr) return true;
+  Slot* const fresh = make_chunk<Slot>(chunk);
+  if (fresh == nullptr) return false;
+  Slot* nobodys = nullptr;
+  // release: the zeros. Who sums up after W3 has acquired it from the section that used it.
+  if (!place.compare_exchange_strong(nobodys, fresh, std::memory_order_release,
+                                     std::memory_order_relaxed)) {
+    free_chunk(fresh);
+  }
+  return true;
+}
+
+// By a member, in exact mode. Whatever is missing for it, the next members go on as before.
+[[gnu::cold, gnu::noinline]] inline void GroupCount::become_fast() noexcept {
+  entries_.store(0, std::memory_order_relaxed);
+  ThreadSections* const all = ThreadSections::instance();
+  const ThreadRecord* const mine = all == nullptr ? nullptr : all->attach();
+  if (mine == nullptr || !make_slots(mine->place.chunk)) return;
+  if (!lock_.try_lock()) return;
+  std::uint64_t seen = word_.load(std::memory_order_relaxed);
+  // G4: under the lock and not fast means exact, and that no thread is or comes into a section's S3.
+  while ((seen & (fast | closed | waiting)) == 0) {
+    home_.store(all, std::memory_order_relaxed);
+    // release: home_, and the zeros in the slots.
+    if (word_.compare_exchange_weak(seen, (seen + bias) | fast, std::memory_order_release,
+                                    std::memory_order_relaxed)) {
+      break;
+    }
+  }
+  lock_.unlock();
+}
+
+// Under the lock. W1 to W3, and then the slots' counts are moved to the word. False: the deadline passed
+// while a thread was still inside; then all is as before.
+[[gnu::noinline]] inline bool GroupCount::become_exact(Clock::time_point deadline) noexcept {
+  word_.fetch_and(~fast, std::memory_order_seq_cst);  // W1
+  if (!home_.load(std::memory_order_relaxed)->wait_out(this, deadline)) {
+    word_.fetch_or(fast, std::memory_order_seq_cst);
+    return false;
+  }
+  const std::uintptr_t sum = slots_sum();
+  for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
+    Slot* const slots = chunks_[chunk].load(std::memory_order_acquire);
+    if (slots == nullptr) continue;
+    for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
+      slots[at].count.store(0, std::memory_order_relaxed);
+    }
+  }
+  // A sum is negative if more left than entered by way of slots. release: what wait_out() acquired from
+  // the leavers in sections, for a waiter that another thread will wake.
+  word_.fetch_add(static_cast<std::uint64_t>(static_cast<std::intptr_t>(sum)) - bias,
+                  std::memory_order_acq_rel);
+  entries_.store(0, std::memory_order_relaxed);
+  return true;
+}
+
+inline std::uintptr_t GroupCount::slots_sum() const noexcept {
+  std::uintptr_t sum = 0;
+  for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
+    const Slot* const slots = chunks_[chunk].load(std::memory_order_acquire);
+    if (slots == nullptr) continue;
+    for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
+      sum += slots[at].count.load(std::memory_order_relaxed);
+    }
+  }
+  return sum;
+}
+
+inline std::size_t GroupCount::sum_up() const noexcept {
+  const std::uint64_t seen = word_.load(std::memory_order_acquire);
+  const auto central = static_cast<std::int64_t>(seen & count_mask) -
+                       static_cast<std::int64_t>(is_exact(seen) ? 0 : bias);
+  const std::int64_t sum =
+      central + static_cast<std::int64_t>(static_cast<std::intptr_t>(slots_sum()));
+  return sum < 0 ? 0 : static_cast<std::size_t>(sum);
+}
+
+inline bool GroupCount::try_lock_for(unsigned turns) noexcept {
+  while (!lock_.try_lock()) {
+    if (turns-- == 0) return false;
+    pause_cpu();
+  }
+  return true;
+}
+
+// The lock may be held by a thread in become_exact(), so this one honours the deadline as well.
+inline bool GroupCount::lock_until(Clock::time_point deadline) noexcept {
+  Backoff backoff;
+  for (unsigned turn = 0; !lock_.try_lock(); ++turn) {
+    if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline) return false;
+    backoff.pause();
+  }
+  return true;
+}
+
+inline bool GroupCount::wait_until(Clock::time_point deadline) noexcept {
+  if (!lock_until(deadline)) return false;
+  // acquire, here and below: pairs with the leavers' release.
+  std::uint64_t seen = word_.load(std::memory_order_acquire);
+  if ((seen & fast) != 0) {
+    if (!become_exact(deadline)) {
+      lock_.unlock();
+      return false;
+    }
+    seen = word_.load(std::memory_order_acquire);
+  }
+  // G5: only who has the lock could make it fast again, so the word stays exact.
+  do {
+    if ((seen & count_mask) == 0) {
+      lock_.unlock();
+      return true;
+    }
+    // acq_rel: hands on what become_exact() acquired, in this call or another waiter's.
+  } while ((seen & waiting) == 0 &&
+           !word_.compare_exchange_weak(seen, seen | waiting, std::memory_order_acq_rel,
+                                        std::memory_order_acquire));
+  Waiter self;
+  link(self);
+  lock_.unlock();
+  while (self.released.load(std::memory_order_acquire) == 0) {
+    if (!futex_wait_until(self.released, 0, deadline)) return give_up(self);
+  }
+  return true;
+}
+
+// Time is up, but a last leaver may have been quicker: then it is zero, and the leaver is about to write
+// to the waiter, which must not go before.
+inline bool GroupCount::give_up(Waiter& waiter) noexcept {
+  if (waiter.released.load(std::memory_order_acquire) != 0) return true;
+  lock_.lock();
+  const bool still_waiting = waiter.linked;
+  if (still_waiting) {
+    unlink(waiter);
+    if (first_ == nullptr) word_.fetch_and(~waiting, std::memory_order_relaxed);
+  }
+  lock_.unlock();
+  if (still_waiting) return false;
+  while (waiter.released.load(std::memory_order_acquire) == 0) futex_wait(waiter.released, 0);
+  return true;
+}
+
+inline void GroupCount::link(Waiter& waiter) noexcept {
+  waiter.previous = last_;
+  (last_ == nullptr ? first_ : last_->next) = &waiter;
+  last_ = &waiter;
+}
+
+inline void GroupCount::unlink(Waiter& waiter) noexcept {
+  (waiter.previous == nullptr ? first_ : waiter.previous->next) = waiter.next;
+  (waiter.next == nullptr ? last_ : waiter.next->previous) = waiter.previous;
+}
+
+}  // namespace lastcall::detail
