@@ -1,0 +1,383 @@
+// The coordinator's engine: its state, its signals and its threads, made, driven and put away.
+#pragma once
+
+#include <lastcall/detail/engine_drain.hpp>
+#include <lastcall/detail/engine_signal.hpp>
+
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lastcall::detail {
+
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  explicit Engine(ShutdownOptions options)
+      : state_(std::move(options)), signals_(state_, trap_), drain_(state_) {
+    state_.append_stage("service", Clock::duration::zero());
+  }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  EngineState& state() noexcept { return state_; }
+  const EngineState& state() const noexcept { return state_; }
+
+  /// Traps the signals and starts the two threads. All or nothing: std::system_error,
+  /// std::invalid_argument (a signal that can't be trapped), std::logic_error (a SignalIgnore holds it).
+  void start() {
+    warm_up_stack_capture();
+    for (const int number : state_.options.signals) {
+      check_signal(number, "trapped");
+      if (!stays_ignored(number)) wanted_.push_back(number);
+    }
+    if (state_.options.dump_signal) {
+      const int number = *state_.options.dump_signal;
+      check_signal(number, "trapped");
+      if (is_shutdown_signal(number)) {
+        throw_invalid_argument("dump_signal: " + describe_signal(number) +
+                               " is a shutdown signal already");
+      }
+      if (!stays_ignored(number)) wanted_.push_back(number);
+    }
+    if (!wanted_.empty()) trap_.subscribe(std::span<const int>(wanted_));
+    const BlockAllSignals quiet;  // the threads inherit it; the signal thread unblocks what is trapped
+    start_signal_thread();
+    if (!start_drain_thread(0)) {
+      const int error = errno;
+      stop_signal_thread();
+      throw_system_error(error, "starting the drain thread");
+    }
+    if (state_.options.ignore_sigpipe) catch_sigpipe();
+  }
+
+  void on_signal(int number, std::function<void(const SignalInfo&)> run) {
+    const std::string what = "on_signal: " + describe_signal(number);
+    if (!run) throw_invalid_argument(what + ": the function is empty");
+    check_signal(number, "trapped");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (put_away_) throw_logic_error(what + ": the coordinator has drained already");
+    if (is_shutdown_signal(number)) throw_logic_error(what + " is a shutdown signal already");
+    if (state_.options.dump_signal == number) throw_logic_error(what + " is the dump signal already");
+    for (const auto& known : handlers_) {
+      if (known->number.load(std::memory_order_relaxed) == number) throw_logic_error(what + " has a function already");
+    }
+    auto handler = std::make_unique<SignalHandler>();
+    handler->number.store(number, std::memory_order_relaxed);
+    handler->run = std::move(run);
+    handlers_.reserve(handlers_.size() + 1);
+    if (!handler_thread_) start_handler_thread();
+    handler->next = state_.handlers.load(std::memory_order_relaxed);
+    SignalHandler* const added = handler.get();
+    handlers_.push_back(std::move(handler));
+    // In the list before the first signal can come; out again if it can't be trapped.
+    state_.handlers.store(added, std::memory_order_release);
+    if (stays_ignored(number)) return;
+    LASTCALL_TRY { trap_.subscribe(number); }
+    LASTCALL_CATCH(...) {
+      state_.handlers.store(added->next, std::memory_order_release);
+      // Kept, not freed: the signal thread may be looking at it.
+      added->number.store(0, std::memory_order_relaxed);
+      LASTCALL_RETHROW;
+    }
+    state_.signal_bell.raise();  // its thread unblocks the new one
+  }
+
+  /// Waits until all is done, as `how`. Returns once the end is in the caller's hands; if the process is
+  /// ending already, because somebody called run() or nobody came in time, never.
+  void wait_for_end(Ending how) noexcept {
+    Ending nobody = Ending::nobody;
+    if (!state_.ending.compare_exchange_strong(nobody, how, std::memory_order_acq_rel) &&
+        how == Ending::run) {
+      // Of several callers, one that wants the process to end wins.
+      Ending drain = Ending::drain;
+      state_.ending.compare_exchange_strong(drain, Ending::run, std::memory_order_acq_rel);
+    }
+    state_.drain_bell.ring();
+    while (!state_.is_done()) futex_wait(state_.done, EngineState::not_done);
+    while (state_.leaving.load(std::memory_order_acquire)) ::pause();
+  }
+
+  /// Stops the threads, and puts every disposition back. After it nothing exits by force. Idempotent.
+  void put_away() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (std::exchange(put_away_, true)) return;
+    stop_signal_thread();
+    trap_.unsubscribe_all(Unread::drop);
+    restore_sigpipe();
+    // What still runs between here and a thread's very end is destructors of thread_local objects.
+    const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(50);
+    stop_drain_threads(patience);
+    stop_handler_thread(patience);
+    for (const auto& stage : state_.stages) EngineState::stop_joining(*stage, patience);
+  }
+
+  /// Keeps it for as long as the process lives: stragglers use it. Allocates nothing.
+  void keep_for_ever() noexcept {
+    static std::atomic<Engine*> all{nullptr};  // so that leak checkers find it
+    self_ = shared_from_this();
+    next_kept_ = all.load(std::memory_order_relaxed);
+    while (!all.compare_exchange_weak(next_kept_, this, std::memory_order_acq_rel)) {
+    }
+  }
+
+  /// Whether somebody may still use the engine: then it must outlive the coordinator.
+  bool is_in_use() const noexcept {
+    if (state_.done.load(std::memory_order_acquire) == EngineState::done_without) return true;
+    for (const Stage* stage = state_.first_stage; stage != nullptr;
+         stage = EngineState::after(*stage)) {
+      if (EngineState::group_of(*stage).count() != 0) return true;
+    }
+    return false;
+  }
+
+  const ShutdownReport& report() const noexcept { return drain_.report(); }
+
+  /// run() after drain(): flushes, for no longer than a moment, and ends the process.
+  [[noreturn]] void exit_after_drain() noexcept {
+    static Word flushed{0};
+    pthread_t thread{};
+    const auto flush = [](void*) -> void* {
+      flush_everything();
+      flushed.store(1, std::memory_order_release);
+      futex_wake_all(&flushed);
+      return nullptr;
+    };
+    Clock::time_point until = state_.end_at.load();
+    const Clock::time_point least = Clock::now() + std::chrono::milliseconds(100);
+    if (until < least) until = least;
+    {
+      const BlockAllSignals quiet;
+      if (start_thread(thread, flush, nullptr) != 0) flush(nullptr);
+    }
+    while (flushed.load(std::memory_order_acquire) == 0 && Clock::now() < until) {
+      futex_wait_until(flushed, 0, until);
+    }
+    if (state_.options.exit_by_signal) {
+      if (const SignalInfo* const info = report().cause.signal()) exit_as_by_signal(info->number);
+    }
+    std::_Exit(state_.exit_code.load(std::memory_order_acquire));
+  }
+
+ private:
+  struct DriverArgument {
+    std::shared_ptr<Engine> engine;
+    std::uint32_t number;
+  };
+
+  bool is_shutdown_signal(int number) const noexcept {
+    for (const int wanted : state_.options.signals) {
+      if (wanted == number) return true;
+    }
+    return false;
+  }
+
+  // What nohup and a background job of a shell without job control left ignored. What a SignalIgnore of
+  // this program ignores is no such thing: trapping it throws.
+  bool stays_ignored(int number) const noexcept {
+    return state_.options.respect_ignored &&
+           (number == SIGINT || number == SIGHUP || number == SIGQUIT) && is_ignored(number) &&
+           !has_signal_ignore(number);
+  }
+  static bool has_signal_ignore(int number) noexcept {
+    const SignalRegistryLock lock;
+    return signal_registry.ignored[number].count > 0;
+  }
+
+  // ---- the signal thread ----
+
+  void start_signal_thread() {
+    const int error = start_thread(signal_thread_, &signal_main, this);
+    if (error != 0) throw_system_error(error, "starting the signal thread");
+    signal_thread_runs_ = true;
+  }
+  static void* signal_main(void* self) {
+    name_this_thread("lastcall-signal");
+    auto* const engine = static_cast<Engine*>(self);
+    unblock(engine->wanted_.data(), engine->wanted_.size());
+    engine->signals_.loop();
+    return nullptr;
+  }
+  void stop_signal_thread() noexcept {
+    if (!std::exchange(signal_thread_runs_, false)) return;
+    state_.quit.store(true, std::memory_order_release);
+    state_.signal_bell.raise();
+    // It runs nothing of the user's: this takes microseconds.
+    ::pthread_join(signal_thread_, nullptr);
+  }
+
+  // ---- the drain threads ----
+
+  bool start_drain_thread(std::uint32_t number) noexcept {
+    LASTCALL_TRY {
+      auto argument = std::make_unique<DriverArgument>(DriverArgument{shared_from_this(), number});
+      const BlockAllSignals quiet;
+      const int error = start_thread(drivers_[number], &drain_main, argument.get());
+      errno = error;
+      if (error != 0) return false;
+      static_cast<void>(argument.release());
+      drivers_started_.store(number + 1, std::memory_order_release);
+      return true;
+    }
+    LASTCALL_CATCH(...) { errno = ENOMEM; }
+    return false;
+  }
+  static void* drain_main(void* given) {
+    name_this_thread("lastcall-drain");
+    const std::unique_ptr<DriverArgument> argument(static_cast<DriverArgument*>(given));
+    Engine& engine = *argument->engine;
+    const std::uint32_t number = argument->number;
+    engine.drain_.drive(number, [&engine, number]() noexcept {
+      return engine.start_drain_thread(number + 1);
+    });
+    return nullptr;
+  }
+  void stop_drain_threads(Clock::time_point patience) noexcept {
+    state_.quit.store(true, std::memory_order_release);
+    const std::uint32_t current =
+        state_.current_driver.fetch_or(EngineState::driver_quits, std::memory_order_acq_rel);
+    futex_wake_all(&state_.current_driver);
+    state_.drain_bell.ring();
+    // In user code, or, with no report made in time, in something that user code holds up.
+    const bool current_hangs =
+        state_.sections[current].state.load(std::memory_order_acquire) == Section::inside ||
+        state_.done.load(std::memory_order_acquire) == EngineState::done_without;
+    const std::uint32_t count = drivers_started_.load(std::memory_order_acquire);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      // Those before the current one hang in user code, or came back from it too late: they keep the
+      // engine, and go when they go. The current one is past its last call, or hangs in one.
+      if (i < current || (i == current && current_hangs)) {
+        ::pthread_detach(drivers_[i]);
+      } else {
+        join_or_detach(drivers_[i], patience);
+      }
+    }
+    drivers_started_.store(0, std::memory_order_relaxed);
+  }
+
+  static void join_or_detach(pthread_t thread, Clock::time_point patience) noexcept {
+    while (!join_if_gone(thread)) {
+      if (Clock::now() >= patience) {
+        ::pthread_detach(thread);
+        return;
+      }
+      const timespec nap{0, 50'000};
+      ::nanosleep(&nap, nullptr);
+    }
+  }
+
+  // ---- the on_signal thread ----
+
+  void start_handler_thread() {
+    const BlockAllSignals quiet;
+    auto keep = std::make_unique<std::shared_ptr<Engine>>(shared_from_this());
+    const int error = start_thread(handler_pthread_, &handler_main, keep.get());
+    if (error != 0) throw_system_error(error, "starting the on_signal thread");
+    static_cast<void>(keep.release());
+    handler_thread_ = true;
+  }
+  static void* handler_main(void* given) {
+    name_this_thread("lastcall-reload");
+    const std::unique_ptr<std::shared_ptr<Engine>> keep(static_cast<std::shared_ptr<Engine>*>(given));
+    (*keep)->handle_signals();
+    return nullptr;
+  }
+  void handle_signals() {
+    for (;;) {
+      const std::uint32_t rung = state_.handler_bell.seen();
+      if (state_.quit.load(std::memory_order_acquire)) break;
+      bool any = false;
+      for (SignalHandler* handler = state_.handlers.load(std::memory_order_acquire);
+           handler != nullptr; handler = handler->next) {
+        SignalInfo info;
+        if (!handler->pending.pop(info)) continue;
+        any = true;
+        handle(*handler, info);
+      }
+      if (!any) state_.handler_bell.wait(rung, Clock::time_point::max());
+    }
+  }
+  void handle(SignalHandler& handler, const SignalInfo& info) {
+    const Clock::time_point begin = Clock::now();
+    const std::string_view name = signal_name(info.number);
+    std::exception_ptr error;
+    // seq_cst: either it is seen here that all is over, or there that this thread may hang.
+    in_handler_.store(true, std::memory_order_seq_cst);
+    if (!state_.quit.load(std::memory_order_seq_cst)) {
+      const TaskScope scope(&state_, name);
+      error = thrown_by([&] { handler.run(info); });
+    }
+    in_handler_.store(false, std::memory_order_release);
+    LASTCALL_TRY {
+      state_.log.add({EventKind::hook, error ? EventResult::failed : EventResult::ok, {},
+                      "on " + std::string(name), error ? describe_exception(error) : std::string(),
+                      begin, Clock::now()});
+    }
+    LASTCALL_CATCH(...) {}
+    state_.drain_bell.ring();
+  }
+  void stop_handler_thread(Clock::time_point patience) noexcept {
+    if (!std::exchange(handler_thread_, false)) return;
+    state_.quit.store(true, std::memory_order_seq_cst);
+    state_.handler_bell.ring();
+    // A reload that hangs keeps its thread, and the engine with it.
+    if (in_handler_.load(std::memory_order_seq_cst)) {
+      ::pthread_detach(handler_pthread_);
+    } else {
+      join_or_detach(handler_pthread_, patience);
+    }
+  }
+
+  // ---- SIGPIPE ----
+
+  // Writing to a peer that has gone gives EPIPE then. An empty handler, because SIG_IGN would be
+  // inherited through exec.
+  void catch_sigpipe() noexcept {
+    struct sigaction before {};
+    if (::sigaction(SIGPIPE, nullptr, &before) != 0 ||
+        (static_cast<unsigned>(before.sa_flags) & static_cast<unsigned>(SA_SIGINFO)) != 0 ||
+        before.sa_handler != SIG_DFL) {
+      return;  // somebody deals with it already
+    }
+    struct sigaction empty {};
+    empty.sa_handler = &ignore_signal;
+    empty.sa_flags = SA_RESTART | SA_ONSTACK;
+    ::sigemptyset(&empty.sa_mask);
+    pipe_caught_ = ::sigaction(SIGPIPE, &empty, &pipe_before_) == 0;
+  }
+  void restore_sigpipe() noexcept {
+    if (!std::exchange(pipe_caught_, false)) return;
+    struct sigaction now {};
+    if (::sigaction(SIGPIPE, nullptr, &now) == 0 &&
+        (static_cast<unsigned>(now.sa_flags) & static_cast<unsigned>(SA_SIGINFO)) == 0 &&
+        now.sa_handler == &ignore_signal) {
+      ::sigaction(SIGPIPE, &pipe_before_, nullptr);
+    }
+  }
+  static void ignore_signal(int) {}
+
+  TrapCore trap_;
+  EngineState state_;
+  EngineSignals signals_;
+  EngineDrain drain_;
+
+  std::mutex mutex_;  // on_signal(), put_away()
+  std::vector<int> wanted_;
+  std::vector<std::unique_ptr<SignalHandler>> handlers_;
+  pthread_t signal_thread_{};
+  bool signal_thread_runs_ = false;
+  pthread_t drivers_[EngineState::most_drivers]{};
+  std::atomic<std::uint32_t> drivers_started_{0};
+  pthread_t handler_pthread_{};
+  bool handler_thread_ = false;
+  std::atomic<bool> in_handler_{false};
+  bool put_away_ = false;
+  std::shared_ptr<Engine> self_;
+  Engine* next_kept_ = nullptr;
+  bool pipe_caught_ = false;
+  struct sigaction pipe_before_ {};
+};
+
+}  // namespace lastcall::detail

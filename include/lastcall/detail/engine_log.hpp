@@ -1,0 +1,110 @@
+// What has happened so far: the events and the failures of one coordinator.
+#pragma once
+
+#include <lastcall/detail/config.hpp>
+#include <lastcall/detail/event.hpp>
+#include <lastcall/detail/failure.hpp>
+
+#include <cstddef>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lastcall::detail {
+
+// Thread-safe. Recording never throws: with no memory left a line of the story is lost, and counted,
+// but not the shutdown. The lock is never held in user code.
+class EngineLog {
+ public:
+  /// Adds an event.
+  void add(Event event) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    LASTCALL_TRY {
+      // A service that reloads every minute for a year must not grow: before the request only the
+      // last events are kept.
+      if (!requested_ && events_.size() >= most_before_request) {
+        events_.pop_front();
+        ++first_;
+      }
+      events_.push_back(std::move(event));
+    }
+    LASTCALL_CATCH(...) { ++lost_; }
+  }
+
+  /// From now on everything is kept, and what add_in_drain() held back follows.
+  void mark_requested() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    requested_ = true;
+    LASTCALL_TRY {
+      for (Event& event : early_) events_.push_back(std::move(event));
+    }
+    LASTCALL_CATCH(...) { ++lost_; }
+    early_.clear();
+  }
+
+  /// Adds what followed from the request, but may be known before the drain thread has written the
+  /// request itself down: the story is told in its order.
+  void add_in_drain(Event event) noexcept {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!requested_) {
+        LASTCALL_TRY { early_.push_back(std::move(event)); }
+        LASTCALL_CATCH(...) { ++lost_; }
+        return;
+      }
+    }
+    add(std::move(event));
+  }
+
+  /// The event after the one last taken, if any: for handing them to the observer one by one.
+  bool take(Event& out) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (taken_ < first_) taken_ = first_;
+    if (taken_ == first_ + events_.size()) return false;
+    out = events_[taken_ - first_];
+    ++taken_;
+    return true;
+  }
+
+  bool has_untaken() const noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return taken_ < first_ + events_.size();
+  }
+
+  std::vector<Event> all() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return {events_.begin(), events_.end()};
+  }
+
+  void add_failure(std::string task, std::exception_ptr error) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    failed_ = true;
+    LASTCALL_TRY { failures_.push_back(Failure{std::move(task), std::move(error)}); }
+    LASTCALL_CATCH(...) { ++lost_; }
+  }
+  bool any_failed() const noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return failed_;
+  }
+  std::vector<Failure> failures() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return failures_;
+  }
+
+ private:
+  static constexpr std::size_t most_before_request = 1000;
+
+  mutable std::mutex mutex_;
+  std::deque<Event> events_;
+  std::size_t first_ = 0;  // the place of events_.front() among all there ever were
+  std::size_t taken_ = 0;
+  std::size_t lost_ = 0;
+  std::vector<Event> early_;
+  bool requested_ = false;
+  bool failed_ = false;
+  std::vector<Failure> failures_;
+};
+
+}  // namespace lastcall::detail

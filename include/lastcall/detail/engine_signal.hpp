@@ -1,0 +1,251 @@
+// The coordinator's signal thread: reads signals, lets wishes grow, keeps the clock, and ends the
+// process if nobody else does. It runs no user code, takes no lock that user code can hold, and
+// neither allocates nor frees.
+#pragma once
+
+#include <lastcall/detail/engine_state.hpp>
+#include <lastcall/detail/last_rites.hpp>
+#include <lastcall/detail/last_words.hpp>
+#include <lastcall/detail/thread.hpp>
+#include <lastcall/signal_trap.hpp>
+
+#include <poll.h>
+
+#include <cstdlib>
+
+namespace lastcall::detail {
+
+class EngineSignals {
+ public:
+  EngineSignals(EngineState& engine, TrapCore& trap) noexcept : engine_(engine), trap_(trap) {}
+
+  /// The thread's body; returns when `quit` is set and the bell rung.
+  void loop() noexcept {
+    while (!engine_.quit.load(std::memory_order_acquire)) {
+      const Clock::time_point next = next_deadline();
+      engine_.signal_thread_wakes.store(next);
+      // A section may have been entered while the deadlines were looked at: see guarded().
+      const Clock::time_point again = next_deadline();
+      sleep_until(again < next ? again : next);
+      engine_.signal_bell.lower();
+      unblock_new_handlers();
+      read_signals();
+      engine_.mark_what_is_owed();
+      look_at_clock();
+    }
+  }
+
+ private:
+  void sleep_until(Clock::time_point deadline) noexcept {
+    pollfd watched[2] = {{trap_.fd(), POLLIN, 0}, {engine_.signal_bell.fd(), POLLIN, 0}};
+    const int ready = ::poll(watched, 2, poll_timeout(Clock::now(), deadline));
+    const auto closed = static_cast<short>(watched[0].revents | watched[1].revents) & POLLNVAL;
+    if ((ready < 0 && errno != EINTR) || (ready > 0 && closed != 0)) {
+      // ENOMEM, a filter that refuses poll, or somebody has closed all descriptors: the clock must go on.
+      const timespec nap{0, 1'000'000};
+      ::nanosleep(&nap, nullptr);
+    }
+  }
+
+  // What on_signal() added is trapped already; this thread takes it, too.
+  void unblock_new_handlers() noexcept {
+    SignalHandler* const newest = engine_.handlers.load(std::memory_order_acquire);
+    for (SignalHandler* added = newest; added != seen_handlers_ && added != nullptr;
+         added = added->next) {
+      const int number = added->number.load(std::memory_order_relaxed);
+      if (number != 0) unblock(&number, 1);
+    }
+    seen_handlers_ = newest;
+  }
+
+  void read_signals() noexcept {
+    SignalInfo batch[32];
+    for (int turn = 0; turn < 64; ++turn) {
+      const std::size_t count = trap_.read_batch(batch, 32);
+      for (std::size_t i = 0; i < count; ++i) take(batch[i]);
+      if (count < 32) break;
+    }
+  }
+
+  void take(const SignalInfo& info) noexcept {
+    using Verdict = SeenSignal::Verdict;
+    Verdict verdict = Verdict::handled;
+    if (is_wish(info.number)) {
+      verdict = wish(info);
+    } else if (engine_.options.dump_signal == info.number) {
+      verdict = Verdict::dump;
+      engine_.dumps_wanted.fetch_add(1, std::memory_order_relaxed);
+    } else {
+      hand_to_handler(info);
+    }
+    engine_.seen_signals.push(SeenSignal{info, verdict});
+    engine_.drain_bell.ring();
+    // After everybody was woken: the sender may be gone in a moment, and its name with it.
+    if (verdict == Verdict::shutdown) engine_.signal_record->describe();
+  }
+
+  bool is_wish(int number) const noexcept {
+    for (const int wanted : engine_.options.signals) {
+      if (wanted == number) return true;
+    }
+    return false;
+  }
+
+  SeenSignal::Verdict wish(const SignalInfo& info) noexcept {
+    using Verdict = SeenSignal::Verdict;
+    if (engine_.cause_record.load(std::memory_order_acquire) == nullptr) {
+      engine_.signal_record->info = info;
+      if (engine_.request(engine_.signal_cause)) {
+        if (info.number == SIGINT) note_interrupt(info);
+        return Verdict::shutdown;
+      }
+    }
+    // Whoever asked may be in the middle of it, without the processor.
+    if (!engine_.requested()) engine_.begin();
+    if (info.number != SIGINT) return Verdict::repeated;
+    if (interrupted_ && info.received - last_interrupt_ < engine_.options.repeat_window) {
+      return Verdict::echo;
+    }
+    note_interrupt(info);
+    const Clock::time_point now = Clock::now();
+    if (!engine_.draining_claimed.load(std::memory_order_acquire) &&
+        now < engine_.announce_until.load()) {
+      engine_.start_draining();
+      return Verdict::skips_delay;
+    }
+    if (!engine_.abort_claimed.load(std::memory_order_acquire)) {
+      engine_.end_at.lower_to(time_after(now, engine_.margin));
+      engine_.abort();
+      hurry_section();
+      return Verdict::aborts;
+    }
+    force(info.number);
+    return Verdict::repeated;
+  }
+
+  void note_interrupt(const SignalInfo& info) noexcept {
+    interrupted_ = true;
+    last_interrupt_ = info.received;
+  }
+
+  void hand_to_handler(const SignalInfo& info) noexcept {
+    for (SignalHandler* handler = engine_.handlers.load(std::memory_order_acquire);
+         handler != nullptr; handler = handler->next) {
+      if (handler->number.load(std::memory_order_relaxed) == info.number) handler->pending.push(info);
+    }
+    engine_.handler_bell.ring();
+  }
+
+  // The third wish.
+  void force(int number) noexcept {
+    engine_.was_forced.store(true, std::memory_order_release);
+    if (engine_.ending.load(std::memory_order_acquire) == Ending::destructor) {
+      // It never exits the process: the drain ends here and now instead.
+      engine_.end_at.lower_to(Clock::now());
+      engine_.drain_bell.ring();
+      return;
+    }
+    write_last_words(engine_, "forced by a third wish");
+    leave(128 + number);
+  }
+
+  [[noreturn]] void leave(int code) noexcept {
+    if (engine_.options.exit_by_signal) {
+      const Cause cause = engine_.cause();
+      if (const SignalInfo* const info = cause.signal()) exit_as_by_signal(info->number);
+    }
+    std::_Exit(code);
+  }
+
+  Clock::time_point next_deadline() const noexcept {
+    if (!engine_.requested()) return section_deadline();
+    Clock::time_point next = section_deadline();
+    if (!is_handed_over()) next = std::min(next, engine_.hard_end());
+    if (engine_.marks_owed.load(std::memory_order_acquire)) {
+      next = std::min(next, Clock::now() + std::chrono::milliseconds(1));
+    }
+    if (!engine_.draining_claimed.load(std::memory_order_acquire)) {
+      next = std::min(next, engine_.announce_until.load());
+    } else if (!engine_.abort_claimed.load(std::memory_order_acquire)) {
+      next = std::min(next, engine_.abort_at.load());
+    }
+    return next;
+  }
+
+  Clock::time_point section_deadline() const noexcept {
+    const Section& section = engine_.sections[driver()];
+    // seq_cst: see EngineState::signal_thread_wakes.
+    if (section.state.load(std::memory_order_seq_cst) != Section::inside || !has_standby()) {
+      return Clock::time_point::max();
+    }
+    return engine_.deadline_of(section);
+  }
+
+  // The end is nearer than it was: a hook that runs gets its share of what is left, and no more.
+  void hurry_section() noexcept {
+    Section& section = engine_.sections[driver()];
+    const Stage* const stage = section.stage.load(std::memory_order_relaxed);
+    // seq_cst: see EngineDrain::guarded().
+    if (section.state.load(std::memory_order_seq_cst) != Section::inside || stage == nullptr) return;
+    const Clock::time_point now = Clock::now();
+    const Clock::duration own = std::max(section.deadline.load() - now, Clock::duration::zero());
+    section.deadline.lower_to(engine_.deadline_of(*stage, now, own));
+  }
+
+  std::uint32_t driver() const noexcept {
+    return engine_.current_driver.load(std::memory_order_relaxed);
+  }
+  bool has_standby() const noexcept {
+    return engine_.standbys.load(std::memory_order_acquire) > driver();
+  }
+
+  void look_at_clock() noexcept {
+    const Clock::time_point now = Clock::now();
+    if (now >= section_deadline()) abandon_driver();
+    if (!engine_.requested()) return;
+    if (now >= engine_.announce_until.load()) engine_.start_draining();
+    if (now >= engine_.abort_at.load()) engine_.abort();
+    if (now >= engine_.hard_end()) end_by_force();
+  }
+
+  // The drain thread hangs in user code past its time: its successor goes on with the next item.
+  void abandon_driver() noexcept {
+    const std::uint32_t at = driver();
+    std::uint32_t inside = Section::inside;
+    // acq_rel: it races with the section's end, and one of the two wins.
+    if (!engine_.sections[at].state.compare_exchange_strong(inside, Section::abandoned,
+                                                            std::memory_order_acq_rel)) {
+      return;
+    }
+    engine_.current_driver.store(at + 1, std::memory_order_release);
+    futex_wake_all(&engine_.current_driver);
+    engine_.drain_bell.ring();
+  }
+
+  // Somebody has the end in hand, and stops this thread in a moment.
+  bool is_handed_over() const noexcept {
+    return engine_.is_done() && !engine_.leaving.load(std::memory_order_acquire);
+  }
+
+  void end_by_force() noexcept {
+    if (engine_.ending.load(std::memory_order_acquire) == Ending::destructor) {
+      engine_.set_done(EngineState::done_without);
+      return;
+    }
+    if (is_handed_over()) return;
+    int code = engine_.exit_code.load(std::memory_order_acquire);
+    if (code == EngineState::no_exit_code) {
+      write_last_words(engine_, "out of time");
+      code = engine_.options.exit_codes.overrun;
+    }
+    leave(code);
+  }
+
+  EngineState& engine_;
+  TrapCore& trap_;
+  SignalHandler* seen_handlers_ = nullptr;
+  bool interrupted_ = false;
+  Clock::time_point last_interrupt_{};
+};
+
+}  // namespace lastcall::detail

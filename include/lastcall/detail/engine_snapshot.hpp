@@ -1,0 +1,85 @@
+// Who is in now, and where: the stragglers of a report, and snapshot().
+#pragma once
+
+#include <lastcall/detail/engine_state.hpp>
+#include <lastcall/detail/stack_capture.hpp>
+#include <lastcall/detail/thread_probe.hpp>
+#include <lastcall/shutdown_report.hpp>
+
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lastcall::detail {
+
+inline Straggler straggler_of(std::string name, std::string stage, const SourceLocation& where,
+                              Clock::time_point since, pid_t thread) {
+  Straggler straggler;
+  straggler.name = std::move(name);
+  straggler.stage = std::move(stage);
+  straggler.where = where;
+  straggler.age = Clock::now() - since;
+  straggler.thread_id = thread;
+  if (thread > 0) {
+    straggler.thread_name = thread_name(thread);
+    straggler.waiting_in = waiting_in(thread);
+  }
+  return straggler;
+}
+
+/// Everybody who is in a stage or hangs in a hook. May throw std::bad_alloc. The calling thread's own
+/// section doesn't count.
+inline std::vector<Straggler> who_is_in(const EngineState& engine, pid_t but_not = 0) {
+  std::vector<Straggler> all;
+  for (const Stage* stage = engine.first_stage; stage != nullptr; stage = EngineState::after(*stage)) {
+    const WaitGroup& group = EngineState::group_of(*stage);
+    // The count first: whoever enters between the two must not look like a negative number.
+    const std::size_t count = group.count();
+    const std::vector<WaitGroup::Member> members = group.members();
+    for (const WaitGroup::Member& member : members) {
+      all.push_back(straggler_of(member.name, stage->name(), member.where, member.entered,
+                                 member.thread_id));
+    }
+    if (count > members.size()) {
+      Straggler unnamed = straggler_of(std::to_string(count - members.size()) + " unnamed",
+                                       stage->name(), {}, Clock::now(), 0);
+      unnamed.age = {};
+      all.push_back(std::move(unnamed));
+    }
+  }
+  for (const Section& section : engine.sections) {
+    const std::uint32_t state = section.state.load(std::memory_order_acquire);
+    if (state != Section::inside && state != Section::abandoned) continue;
+    const bool counts = section.kind.load(std::memory_order_relaxed) == Section::Kind::hook;
+    const pid_t thread = section.thread_id.load(std::memory_order_relaxed);
+    if (thread == but_not || (state == Section::inside && !counts)) continue;
+    const Stage* const stage = section.stage.load(std::memory_order_relaxed);
+    all.push_back(straggler_of(section.name.load(std::memory_order_relaxed),
+                               stage == nullptr ? std::string() : stage->name(), {},
+                               section.begin.load(), thread));
+  }
+  return all;
+}
+
+/// Adds the stacks, as far as they can be had within `budget`. May throw std::bad_alloc.
+inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budget) {
+  const Clock::time_point until = Clock::now() + budget;
+  std::vector<RawStack> stacks;
+  for (const Straggler& straggler : stragglers) {
+    if (straggler.thread_id <= 0 || straggler.thread_id == current_thread_id()) continue;
+    stacks.emplace_back();
+    stacks.back().thread_id = straggler.thread_id;
+  }
+  capture_stacks(std::span<RawStack>(stacks), budget);
+  for (Straggler& straggler : stragglers) {
+    for (const RawStack& stack : stacks) {
+      // Naming frames takes the dynamic loader's lock and time: past the budget the rest go without.
+      if (stack.thread_id != straggler.thread_id || Clock::now() >= until) continue;
+      straggler.stack = symbolise(stack);
+      break;
+    }
+  }
+}
+
+}  // namespace lastcall::detail

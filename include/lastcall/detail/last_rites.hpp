@@ -1,0 +1,62 @@
+// What std::_Exit leaves out and a good end still does: flushing, and the data of coverage, profiling
+// and leak checking, where the build has them.
+#pragma once
+
+#include <lastcall/detail/config.hpp>
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+
+extern "C" {
+// Weak: null unless the program was built with the instrumentation that defines them. libgcov keeps
+// __gcov_dump in an archive member that a weak reference does not pull in; instrumented objects refer
+// to __gcov_exit themselves, so that one is there whenever there is something to write.
+[[gnu::weak]] void __gcov_dump(void);
+[[gnu::weak]] void __gcov_exit(void);
+[[gnu::weak]] int __llvm_profile_write_file(void);
+[[gnu::weak]] void __lsan_do_leak_check(void);
+}
+
+namespace lastcall::detail {
+
+/// Flushes stdio and the standard streams and writes what instrumentation collected. May block for as
+/// long as somebody holds stdout's lock or nobody reads it: the caller's caller keeps the clock.
+inline void flush_everything() noexcept {
+  LASTCALL_TRY {
+    std::cout.flush();
+    std::cerr.flush();
+    std::clog.flush();
+  }
+  LASTCALL_CATCH(...) {}  // a stream that throws on failure has nothing more to say
+  std::fflush(nullptr);
+  if (__gcov_dump != nullptr) {
+    __gcov_dump();
+  } else if (__gcov_exit != nullptr) {
+    __gcov_exit();
+  }
+  if (__llvm_profile_write_file != nullptr) __llvm_profile_write_file();
+  if (__lsan_do_leak_check != nullptr) __lsan_do_leak_check();
+}
+
+/// Ends the process as if `number` had ended it; where the kernel doesn't let it (a process 1 is immune
+/// to signals that it does not handle), as a shell would say it: 128 + number.
+[[noreturn]] inline void exit_as_by_signal(int number) noexcept {
+  struct sigaction plain {};
+  plain.sa_handler = SIG_DFL;
+  ::sigemptyset(&plain.sa_mask);
+  ::sigaction(number, &plain, nullptr);
+  sigset_t only;
+  ::sigemptyset(&only);
+  ::sigaddset(&only, number);
+  ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+  // To this thread, so that it acts before the call returns.
+  ::raise(number);
+  std::_Exit(128 + number);
+}
+
+}  // namespace lastcall::detail

@@ -1,0 +1,104 @@
+// What a forced end still says: the names of those who are in, by bare write(2).
+#pragma once
+
+#include <lastcall/detail/engine_state.hpp>
+#include <lastcall/detail/line_writer.hpp>
+#include <lastcall/detail/thread_probe.hpp>
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <string_view>
+
+namespace lastcall::detail {
+
+// A line put together without allocating. What doesn't fit is cut off; the newline always fits.
+class LastLine {
+ public:
+  LastLine& operator<<(std::string_view part) noexcept {
+    for (const char letter : part) {
+      // A name may hold anything: a newline or an escape in it must not forge a line.
+      const auto byte = static_cast<unsigned char>(letter);
+      if (used_ < sizeof text_ - 1) text_[used_++] = byte < 0x20 || byte == 0x7f ? '?' : letter;
+    }
+    return *this;
+  }
+  LastLine& operator<<(long long number) noexcept {
+    char digits[24];
+    std::size_t at = sizeof digits;
+    auto rest = number < 0 ? 0ULL - static_cast<unsigned long long>(number)
+                           : static_cast<unsigned long long>(number);
+    do {
+      digits[--at] = static_cast<char>('0' + rest % 10);
+      rest /= 10;
+    } while (rest != 0);
+    if (number < 0) digits[--at] = '-';
+    return *this << std::string_view(digits + at, sizeof digits - at);
+  }
+  void write_to(int fd) noexcept {
+    text_[used_++] = '\n';
+    write_without_waiting(fd, text_, used_);
+    used_ = 0;
+  }
+
+ private:
+  char text_[512];
+  std::size_t used_ = 0;
+};
+
+/// Names the hooks that hang and every named member. Allocates nothing and takes no lock that user code
+/// can hold; a list whose lock can't be had is only counted.
+inline void write_last_words(EngineState& engine, std::string_view why) noexcept {
+  const int fd = engine.options.last_words;
+  if (fd < 0) return;
+  const Clock::time_point now = Clock::now();
+  const auto milliseconds_since = [&](Clock::time_point since) {
+    return static_cast<long long>(
+        std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count());
+  };
+  LastLine line;
+  (line << "lastcall: " << why << " after " << milliseconds_since(engine.requested_at.load()) << " ms; still in:")
+      .write_to(fd);
+  char kernel[96];
+  const auto where_it_waits = [&](pid_t thread) {
+    const std::size_t size = thread > 0 ? waiting_in(thread, kernel, sizeof kernel) : 0;
+    if (size > 0) line << ", in " << std::string_view(kernel, size);
+  };
+  for (const Section& section : engine.sections) {
+    const std::uint32_t state = section.state.load(std::memory_order_acquire);
+    if (state != Section::inside && state != Section::abandoned) continue;
+    const Stage* const stage = section.stage.load(std::memory_order_relaxed);
+    const pid_t thread = section.thread_id.load(std::memory_order_relaxed);
+    line << "lastcall:   '" << section.name.load(std::memory_order_relaxed) << "'";
+    if (stage != nullptr) line << " of stage '" << stage->name() << "'";
+    line << ", " << milliseconds_since(section.begin.load()) << " ms, thread "
+         << static_cast<long long>(thread);
+    where_it_waits(thread);
+    line.write_to(fd);
+  }
+  for (const Stage* stage = engine.first_stage; stage != nullptr; stage = EngineState::after(*stage)) {
+    const WaitGroup& group = EngineState::group_of(*stage);
+    const bool seen =
+        WaitGroupAccess::visit_members(group, [&](const MemberView& member) noexcept {
+          line << "lastcall:   '" << member.name << "' of stage '" << stage->name() << "' ("
+               << std::string_view(member.where.file_name()) << ":"
+               << static_cast<long long>(member.where.line()) << "), " << milliseconds_since(member.entered)
+               << " ms, thread " << static_cast<long long>(member.thread_id);
+          where_it_waits(member.thread_id);
+          line.write_to(fd);
+        });
+    if (!seen) {
+      line << "lastcall:   " << static_cast<long long>(WaitGroupAccess::named_count(group))
+           << " whose names can't be read, of stage '" << stage->name() << "'";
+      line.write_to(fd);
+    }
+    if (const std::size_t unnamed = WaitGroupAccess::unnamed_count(group); unnamed > 0) {
+      line << "lastcall:   " << static_cast<long long>(unnamed) << " unnamed of stage '"
+           << stage->name() << "'";
+      line.write_to(fd);
+    }
+  }
+}
+
+}  // namespace lastcall::detail

@@ -1,0 +1,66 @@
+// The observer for machines; its schema is at the top of observer.hpp.
+#pragma once
+
+#include <lastcall/detail/event_json.hpp>
+#include <lastcall/detail/json.hpp>
+#include <lastcall/detail/line_writer.hpp>
+#include <lastcall/detail/throw.hpp>
+#include <lastcall/observer.hpp>
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <string>
+
+namespace lastcall::detail {
+
+class JsonObserver final : public Observer {
+ public:
+  explicit JsonObserver(int fd) : writer_(checked(fd), lost_notice), origin_(Clock::now()) {}
+
+  void on_request(Clock::time_point when) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    set_origin(when);
+  }
+
+  void on_event(const Event& event) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (event.kind == EventKind::phase) set_origin(event.begin);
+    JsonWriter json;
+    write_event(json, event, origin_);
+    writer_.write(json.take() + "\n");
+  }
+
+ private:
+  static int checked(int fd) {
+    const std::string what = "json_observer: " + std::to_string(fd) + " is no open descriptor";
+    if (fd < 0) throw_invalid_argument(what);
+    if (::fcntl(fd, F_GETFD) == -1) throw_system_error(errno, what);
+    return fd;
+  }
+  static std::string lost_notice(std::size_t lost) {
+    return "{\"lost\":" + std::to_string(lost) + "}\n";
+  }
+  void set_origin(Clock::time_point when) noexcept {
+    if (!requested_) origin_ = when;
+    requested_ = true;
+  }
+
+  std::mutex mutex_;
+  LineWriter writer_;
+  Clock::time_point origin_;
+  bool requested_ = false;
+};
+
+}  // namespace lastcall::detail
+
+namespace lastcall {
+
+inline std::shared_ptr<Observer> json_observer(int fd) {
+  return std::make_shared<detail::JsonObserver>(fd);
+}
+
+}  // namespace lastcall

@@ -1,0 +1,243 @@
+// The observer for people: one readable line an event, a live countdown on a terminal, a picture at
+// the end.
+#pragma once
+
+#include <lastcall/detail/bars.hpp>
+#include <lastcall/detail/config.hpp>
+#include <lastcall/detail/event.hpp>
+#include <lastcall/detail/line_writer.hpp>
+#include <lastcall/detail/text.hpp>
+#include <lastcall/observer.hpp>
+
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace lastcall::detail {
+
+inline constexpr std::string_view line_prefix = "lastcall: ";
+
+/// One event in words, on one line, without its time: "hook service/flush failed after 3.1 ms: disk
+/// full".
+inline std::string describe_event(const Event& event, Palette palette = {}) {
+  const bool is_phase = event.kind == EventKind::phase;
+  std::string out;
+  if (is_phase) {
+    out += palette.strong();
+    out += palette.of(event.result);
+  } else {
+    out += name_of(event.kind);
+    out += ' ';
+  }
+  if (event.kind != EventKind::stage && !event.stage.empty()) {
+    append_printable(out, event.stage);
+    out += '/';
+  }
+  append_printable(out, event.name);
+  if (is_phase) out += palette.plain();
+  // A phase is simply there. Of a signal or a task "begun" is no news, of a signal "ok" neither.
+  const bool passive = event.kind == EventKind::signal || event.kind == EventKind::task;
+  const bool silent = is_phase || (passive && event.result == EventResult::begun) ||
+                      (event.kind == EventKind::signal && event.result == EventResult::ok);
+  if (!silent) {
+    out += ' ';
+    out += palette.of(event.result);
+    out += name_of(event.result);
+    out += palette.plain();
+  }
+  if (!is_phase && event.end > event.begin) {
+    out += " after ";
+    out += readable(event.end - event.begin);
+  }
+  if (!headline_of(event).empty()) {
+    out += ": ";
+    append_printable(out, headline_of(event));
+  }
+  return out;
+}
+
+class StderrObserver final : public Observer {
+ public:
+  explicit StderrObserver(int fd) : writer_(fd, lost_notice) {
+    if (::isatty(fd) != 1) return;
+    const char* const kind = std::getenv("TERM");
+    terminal_ = kind != nullptr && *kind != '\0' && std::string_view(kind) != "dumb";
+    const char* const no_colour = std::getenv("NO_COLOR");  // see no-color.org
+    palette_.on = terminal_ && (no_colour == nullptr || *no_colour == '\0');
+  }
+
+  void on_request(Clock::time_point when) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!request_) request_ = when;
+  }
+
+  void on_event(const Event& event) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!request_ && event.kind == EventKind::phase) request_ = event.begin;
+    std::string out = clear_line();
+    append_event(out, event);
+    if (request_) keep_for_summary(event);
+    if (event.kind == EventKind::phase && event.name == "finished") {
+      append_summary(out, event);
+      story_.clear();
+      stuck_.clear();
+    }
+    writer_.write(out);
+  }
+
+  bool wants_status() const noexcept override { return terminal_; }
+
+  void on_status(const LiveStatus& status) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    // A shell's background job would write all over the line that its user is typing.
+    const pid_t foreground = terminal_ ? ::tcgetpgrp(writer_.fd()) : 0;  // -1: no terminal of ours
+    if (!terminal_ || (foreground > 0 && foreground != ::getpgrp())) return;
+    std::string line(line_prefix);
+    append_time(line, status.since_request);
+    line += "  ";
+    if (!status.stage.empty()) {
+      append_printable(line, status.stage);
+      line += ": ";
+    }
+    line += std::to_string(status.in_flight) + " in flight, ";
+    // Whole seconds: it is a countdown. Rounded up, so that 0 means over.
+    const auto left = std::chrono::ceil<std::chrono::seconds>(status.until_end).count();
+    line += std::to_string(std::max<decltype(left)>(left, 0)) + " s left";
+    const char* separator = ": ";
+    for (const std::string& name : status.names) {
+      line += std::exchange(separator, ", ");
+      append_printable(line, name);
+      if (line.size() > 4 * columns()) break;  // nobody will see more of them
+    }
+    if (status.in_flight > status.names.size() && !status.names.empty()) line += ", ...";
+    cut_to_columns(line, columns() - 1);
+    writer_.draw("\r\x1b[K" + line);
+    drawn_ = true;
+  }
+
+ private:
+  static std::string lost_notice(std::size_t lost) {
+    return std::string(line_prefix) + "(" + std::to_string(lost) +
+           (lost == 1 ? " line" : " lines") + " lost: nobody was reading)\n";
+  }
+
+  std::string clear_line() {
+    return std::exchange(drawn_, false) ? std::string("\r\x1b[K") : std::string();
+  }
+
+  std::size_t columns() const noexcept {
+    winsize size{};
+    if (!terminal_ || ::ioctl(writer_.fd(), TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+    return std::clamp<std::size_t>(size.ws_col, 40, 160);
+  }
+
+  static void append_time(std::string& out, Clock::duration since) {
+    std::string seconds;
+    append_decimal(seconds, nanoseconds_of(since), 1'000'000'000, 3);
+    append_right(out, seconds, 7);
+    out += " s";
+  }
+
+  void append_event(std::string& out, const Event& event) const {
+    std::string line(line_prefix);
+    line += palette_.faint();
+    if (request_) {
+      append_time(line, event.end - *request_);
+    } else {
+      line.append(9, ' ');
+    }
+    line += palette_.plain();
+    line += "  ";
+    line += describe_event(event, palette_);
+    finish_line(out, std::move(line));
+    std::string_view rest = event.detail;
+    for (std::size_t at = rest.find('\n'); at != std::string_view::npos; at = rest.find('\n')) {
+      rest.remove_prefix(at + 1);
+      std::string more(line_prefix);
+      more.append(13, ' ');
+      append_printable(more, rest.substr(0, rest.find('\n')));
+      finish_line(out, std::move(more));
+    }
+  }
+
+  // A line longer than this could be torn by another writer on the same pipe.
+  static void finish_line(std::string& out, std::string line) {
+    if (line.size() >= atomic_write) {
+      line.resize(atomic_write - 8);
+      while (!line.empty() && !decode_tail_is_whole(line)) line.pop_back();
+      line += "...";
+    }
+    out += line;
+    out += '\n';
+  }
+  static bool decode_tail_is_whole(std::string_view line) noexcept {
+    std::size_t start = line.size() - 1;
+    while (start > 0 && (static_cast<unsigned char>(line[start]) & 0xC0U) == 0x80U) --start;
+    const CodePoint last = decode_utf8(line.substr(start));
+    return last.valid && start + last.length == line.size();
+  }
+
+  void keep_for_summary(const Event& event) {
+    if (event.kind == EventKind::stage || event.kind == EventKind::hook) {
+      story_.push_back(event);
+      story_.back().detail.resize(headline_of(event).size());
+    }
+    const bool somebody = event.kind == EventKind::task || event.kind == EventKind::hook;
+    if (somebody && event.result == EventResult::overran) {
+      std::string who;
+      if (!event.stage.empty()) append_printable(who, event.stage + "/");
+      append_printable(who, event.name);
+      stuck_.push_back(std::move(who));
+    }
+  }
+
+  void append_summary(std::string& out, const Event& finished) const {
+    BarChart chart;
+    chart.request = *request_;
+    chart.end = finished.end;
+    chart.columns = columns();
+    const std::string prefix = std::string(line_prefix) + "  ";
+    chart.prefix = prefix;
+    chart.palette = palette_;
+    chart.append_to(out, story_);
+    if (stuck_.empty()) return;
+    std::string line = prefix + "still in: ";
+    const char* separator = "";
+    for (const std::string& who : stuck_) {
+      line += std::exchange(separator, ", ");
+      line += who;
+      if (line.size() > atomic_write) break;
+    }
+    finish_line(out, std::move(line));
+  }
+
+  mutable std::mutex mutex_;
+  LineWriter writer_;
+  bool terminal_ = false;
+  Palette palette_;
+  bool drawn_ = false;  // a live line is on the screen
+  std::optional<Clock::time_point> request_;
+  std::vector<Event> story_;        // stages and hooks since the request
+  std::vector<std::string> stuck_;  // tasks and hooks that overran
+};
+
+}  // namespace lastcall::detail
+
+namespace lastcall {
+
+inline std::shared_ptr<Observer> stderr_observer() {
+  return std::make_shared<detail::StderrObserver>(STDERR_FILENO);
+}
+
+}  // namespace lastcall

@@ -1,0 +1,197 @@
+// Text for people: safe to print whatever bytes it came from, and free of locales (a program that
+// called setlocale() would otherwise get "0,5 s" here and broken numbers in the JSON).
+#pragma once
+
+#include <lastcall/detail/clock.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace lastcall::detail {
+
+inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";  // U+FFFD in UTF-8
+
+/// The code point at the front of a text: how many bytes it has, and whether they are valid UTF-8.
+/// Of invalid text the length is that of the longest start of something valid, at least 1, which is
+/// how much one U+FFFD stands for (Unicode 15, section 3.9, "maximal subparts").
+struct CodePoint {
+  std::uint32_t value;
+  std::size_t length;
+  bool valid;
+};
+
+inline CodePoint decode_utf8(std::string_view text) noexcept {
+  const auto byte = [text](std::size_t at) {
+    return static_cast<std::uint32_t>(static_cast<unsigned char>(text[at]));
+  };
+  const std::uint32_t lead = byte(0);
+  if (lead < 0x80) return {lead, 1, true};
+  std::size_t length = 0;
+  std::uint32_t value = 0;
+  // The second byte's range excludes overlong forms, surrogates and what lies past U+10FFFF.
+  std::uint32_t low = 0x80;
+  std::uint32_t high = 0xBF;
+  if (lead >= 0xC2 && lead <= 0xDF) {
+    length = 2;
+    value = lead & 0x1FU;
+  } else if (lead >= 0xE0 && lead <= 0xEF) {
+    length = 3;
+    value = lead & 0x0FU;
+    if (lead == 0xE0) low = 0xA0;
+    if (lead == 0xED) high = 0x9F;
+  } else if (lead >= 0xF0 && lead <= 0xF4) {
+    length = 4;
+    value = lead & 0x07U;
+    if (lead == 0xF0) low = 0x90;
+    if (lead == 0xF4) high = 0x8F;
+  } else {
+    return {0xFFFD, 1, false};
+  }
+  for (std::size_t at = 1; at < length; ++at) {
+    if (at >= text.size() || byte(at) < low || byte(at) > high) return {0xFFFD, at, false};
+    value = (value << 6U) | (byte(at) & 0x3FU);
+    low = 0x80;
+    high = 0xBF;
+  }
+  return {value, length, true};
+}
+
+// What could move a terminal's cursor, change its colours or turn the text around.
+inline bool is_unprintable(std::uint32_t point) noexcept {
+  return point < 0x20 || (point >= 0x7F && point < 0xA0) || (point >= 0x2028 && point <= 0x202E) ||
+         (point >= 0x2066 && point <= 0x2069);
+}
+
+inline void append_hex(std::string& out, std::uint32_t value, int digits) {
+  for (int shift = (digits - 1) * 4; shift >= 0; shift -= 4) {
+    out += "0123456789abcdef"[(value >> static_cast<unsigned>(shift)) & 0xFU];
+  }
+}
+
+/// Appends `text` on one line: control characters escaped (\n, \x1b, \u202e), bad UTF-8 replaced.
+inline void append_printable(std::string& out, std::string_view text) {
+  while (!text.empty()) {
+    const CodePoint point = decode_utf8(text);
+    if (!point.valid) {
+      out += replacement_character;
+    } else if (point.value == '\n') {
+      out += "\\n";
+    } else if (point.value == '\t') {
+      out += "\\t";
+    } else if (is_unprintable(point.value)) {
+      out += point.value < 0x80 ? "\\x" : "\\u";
+      append_hex(out, point.value, point.value < 0x80 ? 2 : 4);
+    } else {
+      out += text.substr(0, point.length);
+    }
+    text.remove_prefix(point.length);
+  }
+}
+
+/// Columns that valid UTF-8 takes, near enough: one a code point.
+inline std::size_t columns_of(std::string_view text) noexcept {
+  std::size_t columns = 0;
+  for (const char letter : text) {
+    if ((static_cast<unsigned char>(letter) & 0xC0U) != 0x80U) ++columns;
+  }
+  return columns;
+}
+
+/// Cuts valid UTF-8 down to `most` columns; the last three of a cut text are dots.
+inline void cut_to_columns(std::string& text, std::size_t most) {
+  if (columns_of(text) <= most) return;
+  const std::size_t kept = most > 3 ? most - 3 : 0;
+  std::size_t columns = 0;
+  std::size_t at = 0;
+  for (; at < text.size(); ++at) {
+    if ((static_cast<unsigned char>(text[at]) & 0xC0U) == 0x80U) continue;
+    if (columns++ == kept) break;
+  }
+  text.resize(at);
+  text.append(most - kept, '.');
+}
+
+/// Appends `amount / unit`, rounded to `decimals` digits.
+inline void append_decimal(std::string& out, std::int64_t amount, std::int64_t unit, int decimals) {
+  std::int64_t scale = 1;
+  for (int digit = 0; digit < decimals; ++digit) scale *= 10;
+  // Halves are taken of what is left after the whole units, so nothing overflows.
+  std::int64_t whole = amount / unit;
+  std::int64_t rest = amount % unit;
+  const bool negative = amount < 0;
+  if (negative) {
+    whole = -whole;
+    rest = -rest;
+  }
+  const std::int64_t step = unit / scale;
+  std::int64_t part = step > 0 ? (rest + step / 2) / step : 0;
+  if (part == scale) {
+    part = 0;
+    ++whole;
+  }
+  if (negative && (whole != 0 || part != 0)) out += '-';
+  out += std::to_string(whole);
+  if (decimals == 0) return;
+  const std::string digits = std::to_string(part);
+  out += '.';
+  out.append(static_cast<std::size_t>(decimals) - digits.size(), '0');
+  out += digits;
+}
+
+inline std::int64_t nanoseconds_of(Clock::duration span) noexcept {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(span).count();
+}
+
+/// A duration as people say it: "0.3 ms", "412 ms", "24.6 s", "12.5 min", "3.2 h".
+inline std::string readable(Clock::duration span) {
+  const std::int64_t ns = nanoseconds_of(span);
+  const std::int64_t size = ns < 0 ? (ns == INT64_MIN ? INT64_MAX : -ns) : ns;
+  constexpr std::int64_t second = 1'000'000'000;
+  std::string out;
+  if (size < 9'950'000) {
+    append_decimal(out, ns, 1'000'000, 1);
+    return out += " ms";
+  }
+  if (size < 999'500'000) {
+    append_decimal(out, ns, 1'000'000, 0);
+    return out += " ms";
+  }
+  if (size < 120 * second) {
+    append_decimal(out, ns, second, size < 9'995'000'000 ? 2 : 1);
+    return out += " s";
+  }
+  if (size < 7200 * second) {
+    append_decimal(out, ns, 60 * second, 1);
+    return out += " min";
+  }
+  if (size < 48 * 3600 * second) {
+    append_decimal(out, ns, 3600 * second, 1);
+    return out += " h";
+  }
+  append_decimal(out, ns, 24 * 3600 * second, 1);
+  return out += " days";
+}
+
+/// The last two parts of a path: enough to tell two main.cpp apart, short enough for a line.
+inline std::string_view short_path(std::string_view path) noexcept {
+  const std::size_t last = path.rfind('/');
+  if (last == std::string_view::npos || last == 0) return path;
+  const std::size_t before = path.rfind('/', last - 1);
+  return before == std::string_view::npos ? path : path.substr(before + 1);
+}
+
+inline void append_padded(std::string& out, std::string_view text, std::size_t columns) {
+  out += text;
+  const std::size_t taken = columns_of(text);
+  if (taken < columns) out.append(columns - taken, ' ');
+}
+
+inline void append_right(std::string& out, std::string_view text, std::size_t columns) {
+  const std::size_t taken = columns_of(text);
+  if (taken < columns) out.append(columns - taken, ' ');
+  out += text;
+}
+
+}  // namespace lastcall::detail
