@@ -17,7 +17,8 @@ if(NOT Catch2_FOUND)
 endif()
 include(Catch)
 
-add_library(lastcall_catch STATIC "${PROJECT_SOURCE_DIR}/tests/support/catch_main.cpp")
+# Objects, not an archive: they have to be in every executable, asked for or not.
+add_library(lastcall_catch OBJECT "${PROJECT_SOURCE_DIR}/tests/support/catch_main.cpp")
 if(TARGET Catch2::Catch2WithMain)
   target_link_libraries(lastcall_catch PUBLIC lastcall_developer Catch2::Catch2WithMain)
 else()

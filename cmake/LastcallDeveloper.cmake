@@ -12,7 +12,7 @@ if(LASTCALL_PORTABLE)
   target_compile_definitions(lastcall_developer INTERFACE LASTCALL_PORTABLE)
 endif()
 
-# -g1: line numbers for stacks, at a small part of the price of full debug information.
+# -O1: what the sanitizers add is slow otherwise. -g1: line numbers for stacks, and no more than that.
 if(LASTCALL_SANITIZE STREQUAL "address")
   set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 elseif(LASTCALL_SANITIZE STREQUAL "thread")
@@ -21,11 +21,12 @@ elseif(LASTCALL_SANITIZE)
   message(FATAL_ERROR "LASTCALL_SANITIZE is \"${LASTCALL_SANITIZE}\": neither address nor thread")
 endif()
 if(LASTCALL_SANITIZE)
-  target_compile_options(lastcall_developer INTERFACE ${sanitize} -g1 -fno-omit-frame-pointer)
+  target_compile_options(lastcall_developer INTERFACE ${sanitize} -O1 -g1 -fno-omit-frame-pointer)
   target_link_options(lastcall_developer INTERFACE ${sanitize})
 endif()
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES AND PROJECT_IS_TOP_LEVEL)
   set(CMAKE_BUILD_TYPE RelWithDebInfo)
 endif()
+set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)

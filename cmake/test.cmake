@@ -6,7 +6,8 @@ cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source)
 set(build "${source}/build/test")
 
 lastcall_prerequisites(compiler make pkg-config catch2 httplib sqlite3)
-lastcall_run("${CMAKE_COMMAND}" -S "${source}" -B "${build}" -G "Unix Makefiles")
+lastcall_run("${CMAKE_COMMAND}" -S "${source}" -B "${build}" -G "Unix Makefiles"
+             -DCMAKE_BUILD_TYPE=Debug)
 lastcall_run("${CMAKE_COMMAND}" --build "${build}" --parallel ${LASTCALL_JOBS})
 lastcall_run("${CMAKE_CTEST_COMMAND}" --test-dir "${build}" --output-on-failure --no-tests=error
              --parallel ${LASTCALL_JOBS} --timeout 120)

@@ -80,7 +80,8 @@ inline Ready poll_until(int fd, short events, int wake_fd, const CancellationTok
     if (count < 0) {
       // EAGAIN: some systems are out of memory for a moment.
       if (errno == EINTR || errno == EAGAIN) continue;
-      throw_system_error(errno, std::string(who) + ": waiting for descriptor " + std::to_string(fd));
+      throw_system_error(errno,
+                         std::string(who) + ": waiting for descriptor " + std::to_string(fd));
     }
     if (token.is_cancelled()) return Ready::cancelled;
     if ((entries[0].revents & POLLNVAL) != 0) {
@@ -136,10 +137,8 @@ constexpr AcceptError classify_accept_error(int error) noexcept {
     case EMFILE:
     case ENFILE:
     case ENOBUFS:
-    case ENOMEM:
-      return AcceptError::wait;
-    default:
-      return AcceptError::fatal;
+    case ENOMEM: return AcceptError::wait;
+    default: return AcceptError::fatal;
   }
 }
 
@@ -187,8 +186,8 @@ inline std::optional<int> accept(int listener, const CancellationToken& token) {
     LASTCALL_CATCH(...) { waitable = false; }  // no descriptor left, not even for that
     int error = EMFILE;
     if (waitable) {
-      if (detail::poll_until(listener, POLLIN, wake_fd, token, Clock::time_point::max(), "accept") ==
-          Ready::cancelled) {
+      if (detail::poll_until(listener, POLLIN, wake_fd, token, Clock::time_point::max(),
+                             "accept") == Ready::cancelled) {
         return std::nullopt;
       }
       const int accepted = detail::accept_unless_cancelled(listener, token);

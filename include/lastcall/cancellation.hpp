@@ -134,9 +134,7 @@ class CancellationToken {
   /// event loops. Made on first use, close-on-exec, the same at each call; the tree owns it: never read
   /// or close it. It lives as long as the node: keep a token. -1 if it can never be cancelled. Throws
   /// std::system_error (EMFILE, ENFILE) or std::bad_alloc, and then nothing has changed.
-  int fd() const {
-    return node_ == nullptr ? -1 : detail::pollable_fd(node_);
-  }
+  int fd() const { return node_ == nullptr ? -1 : detail::pollable_fd(node_); }
 
   /// With stop_possible(): the names of C++26's std::stoppable_token.
   bool stop_requested() const noexcept { return is_cancelled(); }
@@ -275,17 +273,15 @@ class CancellationCallback : private detail::CallbackLink {
   using callback_type = F;
 
   template <class Init>
-    requires std::is_constructible_v<F, Init>
-  CancellationCallback(const CancellationToken& token,
-                       Init&& f) noexcept(std::is_nothrow_constructible_v<F, Init>)
-      : function_(std::forward<Init>(f)) {
+  requires std::is_constructible_v<F, Init> CancellationCallback(const CancellationToken& token,
+                                                                 Init&& f)
+  noexcept(std::is_nothrow_constructible_v<F, Init>) : function_(std::forward<Init>(f)) {
     enlist(detail::TreeAccess::peek(token));
   }
   template <class Init>
-    requires std::is_constructible_v<F, Init>
-  CancellationCallback(CancellationToken&& token,
-                       Init&& f) noexcept(std::is_nothrow_constructible_v<F, Init>)
-      : function_(std::forward<Init>(f)) {
+  requires std::is_constructible_v<F, Init> CancellationCallback(CancellationToken&& token,
+                                                                 Init&& f)
+  noexcept(std::is_nothrow_constructible_v<F, Init>) : function_(std::forward<Init>(f)) {
     // Its link keeps the node, so the token may go.
     const CancellationToken taken(std::move(token));
     enlist(detail::TreeAccess::peek(taken));

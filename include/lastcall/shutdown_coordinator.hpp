@@ -20,7 +20,7 @@
 // began late, those that are left share what there is in proportion to their budgets, so the last ones
 // always get their turn. A hook that comes after one that ate its stage's budget still gets a moment:
 // an eighth of what is left, 5 to 100 ms. Whatever the drain does, the signal thread ends the process
-// 40 ms after the end of the grace period.
+// 20 ms after the end of the grace period.
 #pragma once
 
 #include <lastcall/detail/engine.hpp>
@@ -158,6 +158,7 @@ class ShutdownCoordinator {
   /// moment to take their stacks; some 100 us and more.
   std::vector<Straggler> snapshot() const {
     std::vector<Straggler> all = detail::who_is_in(state());
+    detail::ask_kernel(all, detail::deadline_after(std::chrono::milliseconds(200)));
     detail::add_stacks(all, std::chrono::milliseconds(200));
     return all;
   }
@@ -193,8 +194,9 @@ class ShutdownCoordinator {
       // A forked child inherits the word, but not the coordinator's threads: it may have its own.
       do {
         if (before == self) {
-          detail::throw_logic_error("ShutdownCoordinator: there is one in this process already (pid " +
-                                    std::to_string(self) + ")");
+          detail::throw_logic_error(
+              "ShutdownCoordinator: there is one in this process already (pid " +
+              std::to_string(self) + ")");
         }
       } while (!owner().compare_exchange_weak(before, self, std::memory_order_acq_rel));
     }
@@ -217,8 +219,8 @@ class ShutdownCoordinator {
   static void check(const ShutdownOptions& options) {
     const auto refuse_negative = [](const char* name, std::chrono::milliseconds value) {
       if (value < std::chrono::milliseconds::zero()) {
-        detail::throw_invalid_argument(std::string("ShutdownOptions::") + name + " is negative: " +
-                                       std::to_string(value.count()) + " ms");
+        detail::throw_invalid_argument(std::string("ShutdownOptions::") + name +
+                                       " is negative: " + std::to_string(value.count()) + " ms");
       }
     };
     refuse_negative("grace_period", options.grace_period);
@@ -226,10 +228,10 @@ class ShutdownCoordinator {
     refuse_negative("abort_margin", options.abort_margin);
     refuse_negative("repeat_window", options.repeat_window);
     if (options.announce_delay >= options.grace_period) {
-      detail::throw_invalid_argument(
-          "ShutdownOptions::announce_delay (" + std::to_string(options.announce_delay.count()) +
-          " ms) must be less than grace_period (" + std::to_string(options.grace_period.count()) +
-          " ms)");
+      detail::throw_invalid_argument("ShutdownOptions::announce_delay (" +
+                                     std::to_string(options.announce_delay.count()) +
+                                     " ms) must be less than grace_period (" +
+                                     std::to_string(options.grace_period.count()) + " ms)");
     }
   }
 

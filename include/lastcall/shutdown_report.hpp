@@ -49,7 +49,8 @@ struct Straggler {
   Clock::duration age;      ///< since it entered
   pid_t thread_id;          ///< as in ps -L and gdb; 0 if there is no one thread
   std::string thread_name;  ///< the kernel's name of that thread, at most 15 bytes
-  std::string waiting_in;   ///< "futex", "read(7)", "running (1.23 s CPU)", "gone", ...; may be empty
+  std::string
+      waiting_in;  ///< "futex", "read(7)", "running (1.23 s CPU)", "gone", ...; may be empty
   std::vector<std::string> stack;  ///< innermost frame first; may be empty
 };
 

@@ -12,10 +12,10 @@ namespace lastcall {
 
 /// One signal as it was received. A plain value: copying it costs 24 bytes on common systems.
 struct SignalInfo {
-  int number = 0;          ///< SIGTERM, ...
-  int code = 0;            ///< siginfo_t::si_code: SI_USER from kill(2), SI_KERNEL from a terminal, ...
-  pid_t sender_pid = 0;    ///< who sent it; 0 where the kernel doesn't say (a timer, a terminal)
-  uid_t sender_uid = 0;    ///< the sender's real user id; 0 where the kernel doesn't say
+  int number = 0;  ///< SIGTERM, ...
+  int code = 0;    ///< siginfo_t::si_code: SI_USER from kill(2), SI_KERNEL from a terminal, ...
+  pid_t sender_pid = 0;  ///< who sent it; 0 where the kernel doesn't say (a timer, a terminal)
+  uid_t sender_uid = 0;  ///< the sender's real user id; 0 where the kernel doesn't say
   Clock::time_point received{};  ///< when the handler began to run
 };
 

@@ -167,6 +167,7 @@ class Stage {
 
   // The drain thread's own.
   std::size_t stops_taken_ = 0;
+  std::size_t drained_taken_ = 0;
   Clock::time_point begun_{};
   Clock::time_point deadline_{};
   bool overran_ = false;

@@ -81,7 +81,9 @@ class TaskGroup {
   CancellationToken token() const noexcept { return core_->token(); }
 
   /// Cancels the token. True for the call that did it. Tasks may still be spawned.
-  bool cancel(Cause cause = Cause::cancelled()) noexcept { return source_.cancel(std::move(cause)); }
+  bool cancel(Cause cause = Cause::cancelled()) noexcept {
+    return source_.cancel(std::move(cause));
+  }
 
   /// Waits until every task has left, also those that tasks have spawned meanwhile, and joins their
   /// threads. The group is closed then. Rethrows the first failure, each time it is called. Throws

@@ -110,8 +110,11 @@ class alignas(detail::cache_line) WaitGroup {
     void release() noexcept {
       WaitGroup* const group = std::exchange(group_, nullptr);
       if (group == nullptr) return;
-      if (member_ != nullptr) group->forget(*std::exchange(member_, nullptr));
+      detail::NamedMember* const member = std::exchange(member_, nullptr);
+      if (member != nullptr) group->members_.unlink(*member);
       group->count_.leave();
+      // Last, and no business of the group's: somebody may hold the allocator's lock for ever.
+      if (member != nullptr) member->let_go();
     }
 
    private:
@@ -196,10 +199,6 @@ class alignas(detail::cache_line) WaitGroup {
   static constexpr std::size_t most_added = static_cast<std::size_t>(-1) / 4;
 
   detail::NamedMember* list(std::string& name, SourceLocation where, std::uint64_t refuse);
-  void forget(detail::NamedMember& member) noexcept {
-    members_.unlink(member);
-    member.let_go();
-  }
   [[noreturn]] void refuse(const std::string& call) const;
   [[noreturn]] void refuse_number(std::size_t n) const;
   [[noreturn]] void terminate_with_members() const noexcept;

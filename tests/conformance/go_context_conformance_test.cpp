@@ -75,7 +75,8 @@ struct Step {
 
 // --------------------------------------------------------------------------- causes, in every order
 
-TEST_CASE("Causes: whoever is cancelled first keeps its cause, in every order of parent and child") {
+TEST_CASE(
+    "Causes: whoever is cancelled first keeps its cause, in every order of parent and child") {
   using Who = Step::Who;
   struct Row {
     std::vector<Step> steps;
@@ -212,7 +213,8 @@ TEST_CASE("Layers: a random stack of cancels and deadlines answers right at ever
   }
 }
 
-TEST_CASE("Layers: a deadline in the middle of the stack cancels what is below it and nothing above") {
+TEST_CASE(
+    "Layers: a deadline in the middle of the stack cancels what is below it and nothing above") {
   support::Random random(7);
   for (int round = 0; round < 10; ++round) {
     std::vector<CancellationSource> layers;
@@ -462,10 +464,10 @@ TEST_CASE("Racing construction: who has seen the cancel makes only cancelled chi
 TEST_CASE("WithDeadline: cancelled at its deadline, and so is a WithCancel below it") {
   for (int form = 0; form < 3; ++form) {
     const auto begin = Clock::now();
-    const CancellationSource outer =
-        form == 0 ? CancellationSource(CancellationToken(), begin + 8ms)
-                  : CancellationSource(CancellationToken(), begin + 1h);
-    const CancellationSource inner = form == 1 ? CancellationSource(outer.token(), begin + 8ms)
+    const CancellationSource outer = form == 0
+                                         ? CancellationSource(CancellationToken(), begin + 8ms)
+                                         : CancellationSource(CancellationToken(), begin + 1h);
+    const CancellationSource inner = form == 1   ? CancellationSource(outer.token(), begin + 8ms)
                                      : form == 2 ? CancellationSource(outer.token(), 8ms)
                                                  : CancellationSource(outer.token());
     const CancellationSource leaf(inner.token());
@@ -515,7 +517,8 @@ TEST_CASE("Racing a deadline against a cancel: one cause, for the whole subtree"
   support::Random random(12);
   int wrong = 0;
   for (int round = 0; round < rounds; ++round) {
-    CancellationSource source(CancellationToken(), std::chrono::microseconds(500 + random.below(1500)));
+    CancellationSource source(CancellationToken(),
+                              std::chrono::microseconds(500 + random.below(1500)));
     const CancellationSource child(source.token());
     const CancellationSource merged = CancellationSource::any_of({child.token()});
     std::atomic<int> runs{0};
@@ -727,7 +730,8 @@ TEST_CASE("Merge: a context of one request and of the whole service, whichever e
   for (const bool service_first : {true, false}) {
     CancellationSource service;
     CancellationSource request;
-    const CancellationSource merged = CancellationSource::any_of({service.token(), request.token()});
+    const CancellationSource merged =
+        CancellationSource::any_of({service.token(), request.token()});
     const CancellationSource work(merged.token(), 1h);
     (service_first ? service : request).cancel(Cause::cancelled("first"));
     (service_first ? request : service).cancel(Cause::cancelled("second"));
@@ -740,7 +744,8 @@ TEST_CASE("Merge: many requests merged with one service leave nothing when they 
   const CancellationSource service;
   for (int i = 0; i < 200; ++i) {
     const CancellationSource request;
-    const CancellationSource merged = CancellationSource::any_of({service.token(), request.token()});
+    const CancellationSource merged =
+        CancellationSource::any_of({service.token(), request.token()});
     static_cast<void>(merged.token().fd());
   }
   CHECK_FALSE(service.is_cancelled());

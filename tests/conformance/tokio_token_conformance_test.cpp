@@ -155,7 +155,7 @@ TEST_CASE("A child made after its parent was cancelled is cancelled") {
   CHECK(woken.times == 1);
 }
 
-TEST_CASE("Several children are dropped in any order; those that are left are reached") {
+TEST_CASE("Several children are dropped in any order, and those that are left are reached") {
   std::array<std::size_t, 3> order{0, 1, 2};
   do {
     for (std::size_t dropped = 0; dropped <= 3; ++dropped) {
@@ -187,7 +187,8 @@ TEST_CASE("A cancel reaches all descendants and nobody else, each once") {
   }
   const CancellationSource nephew(sibling.token());
   std::vector<std::unique_ptr<Woken>> reached;
-  for (const CancellationSource& one : below) reached.push_back(std::make_unique<Woken>(one.token()));
+  for (const CancellationSource& one : below)
+    reached.push_back(std::make_unique<Woken>(one.token()));
   std::vector<std::unique_ptr<Woken>> spared;
   for (const CancellationToken& one : {root.token(), sibling.token(), nephew.token()}) {
     spared.push_back(std::make_unique<Woken>(one));
@@ -240,9 +241,8 @@ TEST_CASE("A callback that holds the last token of its own node is no cycle") {
   {
     std::optional<CancellationSource> source(std::in_place);
     std::optional<AnyCallback> callback;
-    callback.emplace(source->token(), [held = source->token(), alive] {
-      static_cast<void>(held.is_cancelled());
-    });
+    callback.emplace(source->token(),
+                     [held = source->token(), alive] { static_cast<void>(held.is_cancelled()); });
     source->disarm();
     source.reset();
     CHECK(alive.use_count() > 1);

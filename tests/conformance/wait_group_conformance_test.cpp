@@ -358,8 +358,8 @@ TEST_CASE("waiters that gave up are forgotten, and the others still notified") {
       }
     });
   }
-  const bool only_patient = support::eventually(
-      [&] { return gave_up == 8 && WaitGroupAccess::waiters(group) == 4; });
+  const bool only_patient =
+      support::eventually([&] { return gave_up == 8 && WaitGroupAccess::waiters(group) == 4; });
   guard.release();
   threads.join();
   CHECK(only_patient);

@@ -148,7 +148,7 @@ class Trial {
   Run run() {
     const std::string grace = std::to_string(grace_.count());
     const char* const argv[] = {"promise_table", "--adversary", adversary_.name.c_str(),
-                                "--grace", grace.c_str(), nullptr};
+                                "--grace",       grace.c_str(), nullptr};
     if (adversary_.streams == Streams::unread) {
       out_.fill();
       err_.fill();
@@ -183,6 +183,7 @@ class Trial {
     while (::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED) != 0 && errno == EINTR) {
     }
     if (result.how.empty()) result.how = in_words(info);
+    if (adversary_.clean_up != nullptr) adversary_.clean_up(child_);
     if (adversary_.streams == Streams::read) {
       out_.read_into(result.out);
       err_.read_into(result.err);
@@ -259,8 +260,8 @@ struct Row {
   const Adversary* adversary = nullptr;
   int runs = 0;
   Clock::duration worst{};
-  std::string how;       // the first one that was wrong, else the right one
-  std::string unsaid;    // what was missing on stderr
+  std::string how;     // the first one that was wrong, else the right one
+  std::string unsaid;  // what was missing on stderr
   std::string complaint;
 };
 
@@ -341,8 +342,9 @@ int run_table(std::vector<Adversary>& all, const Options& options) {
       const Run run = trial.run();
       const std::lock_guard<std::mutex> lock(mutex);
       judge(*row, run, options);
-      if (options.verbose) std::fprintf(stderr, "%s: %s\n%s\n", row->adversary->name.c_str(),
-                                        run.how.c_str(), run.err.c_str());
+      if (options.verbose)
+        std::fprintf(stderr, "%s: %s\n%s\n", row->adversary->name.c_str(), run.how.c_str(),
+                     run.err.c_str());
     }
   };
   std::vector<std::thread> workers;
@@ -358,15 +360,17 @@ int run_table(std::vector<Adversary>& all, const Options& options) {
   for (const Row& row : rows) {
     print_row(row, options);
     all_well = all_well && row.complaint.empty();
-    worst_over = std::max(worst_over, row.worst - bound_of(*row.adversary, options) -
-                                          row.adversary->extra);
+    worst_over =
+        std::max(worst_over, row.worst - bound_of(*row.adversary, options) - row.adversary->extra);
   }
-  std::printf("%zu adversaries, %d run%s each; bound: the grace period of %lld ms (or at once) and 100 ms; "
-              "worst overshoot %lld ms\n",
-              rows.size(), options.runs, options.runs == 1 ? "" : "s",
-              static_cast<long long>(options.grace.count()),
-              static_cast<long long>(std::chrono::ceil<milliseconds>(worst_over).count()));
-  for (const std::string& name : left_out) std::printf("left out in this build: %s\n", name.c_str());
+  std::printf(
+      "%zu adversaries, %d run%s each; bound: the grace period of %lld ms (or at once) and 100 ms; "
+      "worst overshoot %lld ms\n",
+      rows.size(), options.runs, options.runs == 1 ? "" : "s",
+      static_cast<long long>(options.grace.count()),
+      static_cast<long long>(std::chrono::ceil<milliseconds>(worst_over).count()));
+  for (const std::string& name : left_out)
+    std::printf("left out in this build: %s\n", name.c_str());
   for (const Row& row : rows) {
     if (!row.complaint.empty()) {
       std::printf("\n%s: %s", row.adversary->name.c_str(), row.complaint.c_str());

@@ -20,6 +20,7 @@
 //  [leak]        allocations and callables are as many after as before
 #include <lastcall/cancellation.hpp>
 
+#include "support/allocations.hpp"
 #include "support/threads.hpp"
 
 #include <poll.h>
@@ -38,7 +39,6 @@
 #include <initializer_list>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -49,66 +49,13 @@
 
 namespace {
 
-std::atomic<long> live_allocations{0};
-
-void* counted(std::size_t size) {
-  void* const memory = std::malloc(size == 0 ? 1 : size);
-  if (memory == nullptr) throw std::bad_alloc();
-  live_allocations.fetch_add(1, std::memory_order_relaxed);
-  return memory;
-}
-void* counted(std::size_t size, std::align_val_t alignment) {
-  const auto align = static_cast<std::size_t>(alignment);
-  void* const memory = std::aligned_alloc(align, (size + align - 1) / align * align);
-  if (memory == nullptr) throw std::bad_alloc();
-  live_allocations.fetch_add(1, std::memory_order_relaxed);
-  return memory;
-}
-void discounted(void* memory) noexcept {
-  if (memory == nullptr) return;
-  live_allocations.fetch_sub(1, std::memory_order_relaxed);
-  std::free(memory);
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) { return counted(size); }
-void* operator new[](std::size_t size) { return counted(size); }
-void* operator new(std::size_t size, std::align_val_t align) { return counted(size, align); }
-void* operator new[](std::size_t size, std::align_val_t align) { return counted(size, align); }
-void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return counted(size);
-  } catch (...) {
-    return nullptr;
-  }
-}
-void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return counted(size);
-  } catch (...) {
-    return nullptr;
-  }
-}
-void operator delete(void* memory) noexcept { discounted(memory); }
-void operator delete[](void* memory) noexcept { discounted(memory); }
-void operator delete(void* memory, std::size_t) noexcept { discounted(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { discounted(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { discounted(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { discounted(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { discounted(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { discounted(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { discounted(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { discounted(memory); }
-
-namespace {
-
 using lastcall::CancellationCallback;
 using lastcall::CancellationSource;
 using lastcall::CancellationToken;
 using lastcall::Cause;
 using lastcall::CauseKind;
 using lastcall::Clock;
+using support::live_allocations;
 using support::Random;
 using namespace std::chrono_literals;
 
@@ -117,7 +64,8 @@ std::uint64_t epoch_now = 0;
 
 [[noreturn]] void fail(const char* promise, const char* detail) {
   std::fprintf(stderr, "cancellation_stress: [%s] %s (seed %llu, epoch %llu)\n", promise, detail,
-               static_cast<unsigned long long>(run_seed), static_cast<unsigned long long>(epoch_now));
+               static_cast<unsigned long long>(run_seed),
+               static_cast<unsigned long long>(epoch_now));
   std::fflush(stderr);
   std::abort();
 }
@@ -131,9 +79,11 @@ struct Record {
   std::size_t height = 0;
   std::optional<CancellationToken> watched;
   std::optional<Clock::time_point> deadline;  // its own
-  std::atomic<bool> cancel_done{false};       // a cancel() that was true has returned, or its source is gone
-  std::atomic<bool> cancel_begun_unnamed{false};  // its source's destructor cancels, with no cause of its own
-  std::atomic<std::uint64_t> winner{0};           // the number in the cause of the cancel() that was true
+  std::atomic<bool> cancel_done{
+      false};  // a cancel() that was true has returned, or its source is gone
+  std::atomic<bool> cancel_begun_unnamed{
+      false};  // its source's destructor cancels, with no cause of its own
+  std::atomic<std::uint64_t> winner{0};  // the number in the cause of the cancel() that was true
 };
 
 /// A source with its record. Shared: whoever lets go last destroys the source.
@@ -208,8 +158,7 @@ struct Callable {
 };
 
 struct Tracked {
-  explicit Tracked(std::shared_ptr<History> of)
-      : history(of), callback(of->token, std::move(of)) {}
+  explicit Tracked(std::shared_ptr<History> of) : history(of), callback(of->token, std::move(of)) {}
   std::shared_ptr<History> history;
   CancellationCallback<Callable> callback;
 };
@@ -428,7 +377,8 @@ void poll_some(Random& random) {
     check(token.fd() == fd, "silent", "another descriptor");
     if (token.is_cancelled() && random.one_in(2)) {
       // The canceller may be between the mark and the descriptor: it may take a moment, not more.
-      check(support::is_readable(fd, 30'000), "silent", "cancelled, and the descriptor says nothing");
+      check(support::is_readable(fd, 30'000), "silent",
+            "cancelled, and the descriptor says nothing");
     } else if (support::is_readable(fd, random.one_in(4) ? 1 : 0)) {
       check(token.is_cancelled(), "spurious", "a descriptor said cancelled");
     }
@@ -471,13 +421,24 @@ void check_some(Random& random) {
 void one_operation(Random& random) {
   operations.fetch_add(1, std::memory_order_relaxed);
   switch (random.below(20)) {
-    case 0: case 1: case 2: case 3: case 4: make_node(random); break;
-    case 5: case 6: cancel_some(random); break;
-    case 7: case 8: put(random, nullptr); break;
-    case 9: case 10: case 11: hang_callback(random); break;
+    case 0:
+    case 1:
+    case 2:
+    case 3:
+    case 4: make_node(random); break;
+    case 5:
+    case 6: cancel_some(random); break;
+    case 7:
+    case 8: put(random, nullptr); break;
+    case 9:
+    case 10:
+    case 11: hang_callback(random); break;
     case 12: drop_callback(random); break;
-    case 13: case 14: wait_some(random); break;
-    case 15: if (random.one_in(8)) poll_some(random); break;
+    case 13:
+    case 14: wait_some(random); break;
+    case 15:
+      if (random.one_in(8)) poll_some(random);
+      break;
     default: check_some(random); break;
   }
 }
@@ -628,9 +589,9 @@ int main(int argc, char** argv) {
     }
     ++epoch;
   } while (Clock::now() < end);
-  std::printf("cancellation_stress: %llu epochs, %llu operations, %llu callback runs, no complaint\n",
-              static_cast<unsigned long long>(epoch),
-              static_cast<unsigned long long>(operations.load()),
-              static_cast<unsigned long long>(callback_runs.load()));
+  std::printf(
+      "cancellation_stress: %llu epochs, %llu operations, %llu callback runs, no complaint\n",
+      static_cast<unsigned long long>(epoch), static_cast<unsigned long long>(operations.load()),
+      static_cast<unsigned long long>(callback_runs.load()));
   return 0;
 }

@@ -104,9 +104,7 @@ bool take_over(Round& round, Random& random, Entry& entry) {
 bool enter(Round& round, Random& random, Entry& entry) {
   entry.work = std::make_shared<Work>();
   switch (random.below(6)) {
-    case 0:
-      try {
-        round.group->add();
+    case 0: try { round.group->add();
       } catch (const std::logic_error&) {
         return false;
       }
@@ -115,16 +113,12 @@ bool enter(Round& round, Random& random, Entry& entry) {
     case 1:
       entry.guard = round.group->try_enter("a name that is too long for any small buffer");
       return static_cast<bool>(entry.guard);
-    case 2:
-      try {
-        entry.guard = round.group->enter();
+    case 2: try { entry.guard = round.group->enter();
       } catch (const std::logic_error&) {
         return false;
       }
       return true;
-    default:
-      entry.guard = round.group->try_enter();
-      return static_cast<bool>(entry.guard);
+    default: entry.guard = round.group->try_enter(); return static_cast<bool>(entry.guard);
   }
 }
 
@@ -297,8 +291,8 @@ void generation(int thread_count, Random& random, std::chrono::steady_clock::tim
 
 int main(int argc, char** argv) {
   long seconds = 2;
-  std::uint64_t seed = static_cast<std::uint64_t>(
-      std::chrono::steady_clock::now().time_since_epoch().count());
+  std::uint64_t seed =
+      static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   int wanted = 0;
   for (int at = 1; at < argc; ++at) {
     const std::string option = argv[at];
@@ -314,7 +308,8 @@ int main(int argc, char** argv) {
     } else if (at + 1 < argc && option == "--threads") {
       wanted = std::atoi(argv[++at]);
     } else {
-      std::fprintf(stderr, "usage: %s [--seconds N] [--seed N] [--threads N] [--without-membarrier]\n",
+      std::fprintf(stderr,
+                   "usage: %s [--seconds N] [--seed N] [--threads N] [--without-membarrier]\n",
                    argv[0]);
       return 2;
     }
@@ -327,7 +322,8 @@ int main(int argc, char** argv) {
   long rounds = 0;
   long zeros = 0;
   do {
-    generation(wanted > 0 ? wanted : 2 + static_cast<int>(random.below(7)), random, end, rounds, zeros);
+    generation(wanted > 0 ? wanted : 2 + static_cast<int>(random.below(7)), random, end, rounds,
+               zeros);
   } while (std::chrono::steady_clock::now() < end);
   auto* const sections = lastcall::detail::ThreadSections::instance();
   std::printf("%ld groups lived and died, %ld zeros in between, %s membarrier: ok\n", rounds, zeros,

@@ -116,7 +116,8 @@ class Diary {
 /// Remembers every event and the thread that brought it; then does what it is told to.
 class Witness : public lastcall::Observer {
  public:
-  explicit Witness(std::function<void(const lastcall::Event&)> then = {}) : then_(std::move(then)) {}
+  explicit Witness(std::function<void(const lastcall::Event&)> then = {})
+      : then_(std::move(then)) {}
 
   void on_event(const lastcall::Event& event) override {
     {
@@ -141,6 +142,19 @@ class Witness : public lastcall::Observer {
   mutable std::mutex mutex_;
   std::vector<lastcall::Event> events_;
   std::vector<pid_t> threads_;
+};
+
+/// Writes a line for every event on a descriptor, at once: for tests that listen from outside.
+class Teller : public lastcall::Observer {
+ public:
+  explicit Teller(int fd = STDOUT_FILENO) : fd_(fd) {}
+  void on_event(const lastcall::Event& event) override {
+    const std::string line = line_of(event) + "\n";
+    static_cast<void>(::write(fd_, line.data(), line.size()) < 0);
+  }
+
+ private:
+  const int fd_;
 };
 
 class Stopwatch {

@@ -14,7 +14,7 @@ namespace support {
 struct Json {
   enum class Type { null, boolean, number, string, array, object };
   Type type = Type::null;
-  std::string text;  // of a string: unescaped; of a number or a literal: as it stands
+  std::string text;                // of a string: unescaped; of a number or a literal: as it stands
   std::vector<Json> items;         // of an array; of an object: the members' values
   std::vector<std::string> names;  // of an object: the members' names
 
@@ -150,8 +150,10 @@ class JsonReader {
     unsigned code = 0;
     if (rest_.size() < 4) return std::nullopt;
     for (int at = 0; at < 4; ++at) {
-      const std::size_t digit = std::string_view("0123456789abcdef").find(
-          static_cast<char>(rest_[0] >= 'A' && rest_[0] <= 'F' ? rest_[0] + 32 : rest_[0]));
+      const std::size_t digit =
+          std::string_view("0123456789abcdef")
+              .find(
+                  static_cast<char>(rest_[0] >= 'A' && rest_[0] <= 'F' ? rest_[0] + 32 : rest_[0]));
       if (digit == std::string_view::npos) return std::nullopt;
       code = code * 16 + static_cast<unsigned>(digit);
       rest_.remove_prefix(1);
@@ -213,9 +215,10 @@ class JsonReader {
     static constexpr struct {
       unsigned char first, last, low, high;
       std::size_t length;
-    } forms[] = {{0x00, 0x7F, 0, 0, 1},       {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3},
-                 {0xE1, 0xEC, 0x80, 0xBF, 3}, {0xED, 0xED, 0x80, 0x9F, 3}, {0xEE, 0xEF, 0x80, 0xBF, 3},
-                 {0xF0, 0xF0, 0x90, 0xBF, 4}, {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4}};
+    } forms[] = {
+        {0x00, 0x7F, 0, 0, 1},       {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3},
+        {0xE1, 0xEC, 0x80, 0xBF, 3}, {0xED, 0xED, 0x80, 0x9F, 3}, {0xEE, 0xEF, 0x80, 0xBF, 3},
+        {0xF0, 0xF0, 0x90, 0xBF, 4}, {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4}};
     const auto byte = [text](std::size_t at) { return static_cast<unsigned char>(text[at]); };
     for (const auto& form : forms) {
       if (text.empty() || byte(0) < form.first || byte(0) > form.last) continue;

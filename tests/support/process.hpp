@@ -1,14 +1,15 @@
-// Real processes for tests: forked or executed, with pipes on all three standard descriptors, waited for
-// within a bound, and how they ended in words.
+// Real processes for tests: forked or executed, with pipes on all three standard descriptors,
+// waited for within a bound, and how they ended in words.
 //
-//     support::Child child = support::Child::run([] { ...; support::say("ready\n"); ... return 0; });
+//     support::Child child = support::Child::run([] { support::say("ready\n"); ...; return 0; });
 //     REQUIRE(child.prints("ready\n"));
 //     child.send(SIGTERM);
 //     const support::Ended ended = child.end();
 //     INFO(ended.err);
 //     CHECK(ended.how == "exit 0");
 //
-// A child checks with support::expect(): what didn't hold is on its stderr, and its exit code is 70.
+// A child checks with support::expect(): what didn't hold is on its stderr, and its exit code is
+// 70.
 #pragma once
 
 #include "threads.hpp"
@@ -38,8 +39,8 @@
 #include <utility>
 #include <vector>
 
-// With gcc's --coverage a child that leaves by _exit() has to write its counters itself. The build that
-// measures coverage defines this.
+// With gcc's --coverage a child that leaves by _exit() has to write its counters itself. The build
+// that measures coverage defines this.
 #if defined(LASTCALL_TEST_COVERAGE)
 extern "C" void __gcov_dump(void);
 #endif
@@ -72,10 +73,10 @@ inline bool expect(bool holds, std::string_view what, int line = __builtin_LINE(
 /// The same for two values that std::to_string knows.
 template <class A, class B>
 bool expect_equal(A got, B wanted, std::string_view what, int line = __builtin_LINE()) {
-  return expect(got == wanted,
-                std::string(what) + " is " + std::to_string(got) + " instead of " +
-                    std::to_string(wanted),
-                line);
+  return expect(
+      got == wanted,
+      std::string(what) + " is " + std::to_string(got) + " instead of " + std::to_string(wanted),
+      line);
 }
 
 /// "exit 0", "SIGTERM", or what else waitpid(2) said.
@@ -119,8 +120,8 @@ struct Ended {
 
 class Child {
  public:
-  /// Forks; the child starts with every disposition the default and nothing blocked, runs `body` and
-  /// ends with the code that it returns.
+  /// Forks; the child starts with every disposition the default and nothing blocked, runs `body`
+  /// and ends with the code that it returns.
   template <class Body>
   static Child run(Body body) {
     return Child([&] { run_and_leave(body); });
@@ -287,8 +288,8 @@ class Child {
   bool listen(std::chrono::steady_clock::time_point until) {
     for (;;) {
       pollfd both[] = {{streams_[0].fd, POLLIN, 0}, {streams_[1].fd, POLLIN, 0}};
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(
-          until - std::chrono::steady_clock::now());
+      const auto left =
+          std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
       if (left.count() <= 0) return false;
       if (both[0].fd < 0 && both[1].fd < 0) {
         std::this_thread::sleep_for(1ms);

@@ -90,7 +90,8 @@ struct Node {
 inline void collect(const std::shared_ptr<Node>& node, std::vector<std::shared_ptr<Node>>& seen,
                     std::vector<Node*>& uncancelled) {
   seen.push_back(node);
-  if (node->cancelled || std::count(uncancelled.begin(), uncancelled.end(), node.get()) != 0) return;
+  if (node->cancelled || std::count(uncancelled.begin(), uncancelled.end(), node.get()) != 0)
+    return;
   uncancelled.push_back(node.get());
   for (const std::weak_ptr<Node>& child : node->children) {
     if (std::shared_ptr<Node> living = child.lock()) collect(living, seen, uncancelled);
@@ -329,7 +330,8 @@ class CancellationSource {
         node_->parents.push_back(parent.node_);
         parent.node_->children.push_back(node_);
       }
-      if (own && (!node_->deadline || *own < *node_->deadline)) node_->deadline = node_->timer = own;
+      if (own && (!node_->deadline || *own < *node_->deadline))
+        node_->deadline = node_->timer = own;
       if (!node_->cancelled && own && *own <= Clock::now()) {
         node_->cancelled = true;
         node_->cause = Cause::deadline_exceeded();
@@ -348,9 +350,8 @@ class CancellationCallback final : private Registration {
   using callback_type = F;
 
   template <class Init>
-    requires std::is_constructible_v<F, Init>
-  CancellationCallback(CancellationToken token,
-                       Init&& f) noexcept(std::is_nothrow_constructible_v<F, Init>)
+  requires std::is_constructible_v<F, Init> CancellationCallback(CancellationToken token, Init&& f)
+  noexcept(std::is_nothrow_constructible_v<F, Init>)
       : node_(std::move(token.node_)), f_(std::forward<Init>(f)) {
     {
       const std::lock_guard<std::mutex> lock(big_lock());

@@ -45,12 +45,18 @@ namespace {
 // The moments that a race hits once in a million are made to order: the two functions below stand in
 // front of the libraries' own, and can be told to wait, to fail or to be late.
 
-// The next std::condition_variable::wait() stops before it has begun, with the mutex held.
+// Where the next call stops before it has begun: a std::condition_variable::wait() with the mutex held,
+// an accept(2) outside the kernel.
 struct Brink {
   support::Gate reached;
   support::Gate leap;
+  void stop_here() {
+    reached.open();
+    leap.wait();
+  }
 };
-std::atomic<Brink*> brink{nullptr};
+std::atomic<Brink*> brink_of_wait{nullptr};
+std::atomic<Brink*> brink_of_accept{nullptr};
 
 // accept(2) lets a stranger have the connection first.
 std::atomic<bool> stranger_is_quicker{false};
@@ -72,10 +78,7 @@ int next_planned_error() {
 
 #if defined(__GLIBCXX__)
 void std::condition_variable::wait(std::unique_lock<std::mutex>& lock) {
-  if (Brink* const here = brink.exchange(nullptr)) {
-    here->reached.open();
-    here->leap.wait();
-  }
+  if (Brink* const here = brink_of_wait.exchange(nullptr)) here->stop_here();
   using Function = void (*)(std::condition_variable*, std::unique_lock<std::mutex>*);
   static const auto real = reinterpret_cast<Function>(
       ::dlsym(RTLD_NEXT, "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE"));
@@ -94,6 +97,7 @@ extern "C" int accept(int listener, sockaddr* address, socklen_t* size) {
     ::close(real(listener, nullptr, nullptr));
     ++taken_by_stranger;
   }
+  if (Brink* const here = brink_of_accept.exchange(nullptr)) here->stop_here();
   return real(listener, address, size);
 }
 
@@ -109,6 +113,7 @@ extern "C" int accept4(int listener, sockaddr* address, socklen_t* size, int fla
     ::close(real(listener, nullptr, nullptr, 0));
     ++taken_by_stranger;
   }
+  if (Brink* const here = brink_of_accept.exchange(nullptr)) here->stop_here();
   return real(listener, address, size, flags);
 }
 #endif
@@ -359,13 +364,14 @@ TEST_CASE("wait: a lock that is not locked is a logic error") {
 }
 
 #if defined(__GLIBCXX__)
-TEST_CASE("wait: no wake-up is lost when the cancel comes between the decision to block and the block") {
+TEST_CASE(
+    "wait: no wake-up is lost when the cancel comes between the decision to block and the block") {
   // The waiter holds the mutex, so the canceller can't have it, and nobody hears its notification.
   CancellationSource source;
   Waiting waiting;
   Brink here;
   support::Threads threads;
-  brink = &here;
+  brink_of_wait = &here;
   threads.start([&] { waiting.run(source.token()); });
   REQUIRE(here.reached.wait());
   CHECK(source.cancel());
@@ -413,7 +419,8 @@ TEST_CASE("wait: no wake-up is lost, however a cancel meets the start of the wai
     const int delay = aim + static_cast<int>(random.below(300));
     const bool hold = random.one_in(8);
     line.ready_steady_go();
-    for (int spin = 0; spin < delay; ++spin) static_cast<void>(asked.load(std::memory_order_acquire));
+    for (int spin = 0; spin < delay; ++spin)
+      static_cast<void>(asked.load(std::memory_order_acquire));
     if (hold) {
       const std::lock_guard<std::mutex> lock(mutex);
       source->cancel();
@@ -441,7 +448,7 @@ bool no_more_threads() {
 }
 
 TEST_CASE("wait: with no thread to be had for the timers, a held mutex is no problem either") {
-  // TSan starts its own thread after a fork.
+  // TSan starts a thread of its own after a fork.
   if (support::under_tsan) return;
   CHECK(support::in_child_process([] {
           CancellationSource source;
@@ -456,6 +463,27 @@ TEST_CASE("wait: with no thread to be had for the timers, a held mutex is no pro
           thread.join();
           return waiting.result == 0 ? 0 : 1;
         }) == 0);
+#if defined(__GLIBCXX__)
+  // Then the canceller goes on notifying for a while, until the waiter has blocked indeed.
+  CHECK(support::in_child_process([] {
+          CancellationSource source;
+          Waiting waiting;
+          Brink here;
+          brink_of_wait = &here;
+          std::thread thread([&] { waiting.run(source.token()); });
+          std::thread friendly([&] {
+            support::eventually([&] { return source.is_cancelled(); });
+            std::this_thread::sleep_for(20ms);
+            here.leap.open();
+          });
+          if (!here.reached.wait() || !no_more_threads()) return 2;
+          source.cancel();
+          if (!support::eventually([&] { return waiting.is_over(); }, 20s)) ::_exit(3);
+          thread.join();
+          friendly.join();
+          return waiting.result == 0 ? 0 : 1;
+        }) == 0);
+#endif
 }
 
 #if defined(__linux__)
@@ -536,7 +564,8 @@ TEST_CASE("poll: a hang-up and an error count as ready") {
 TEST_CASE("poll: timed out when the time is up, and never sooner") {
   const CancellationSource source;
   const Pair pair;
-  for (const Clock::duration span : {Clock::duration(0), Clock::duration(1), Clock::duration(12ms)}) {
+  for (const Clock::duration span :
+       {Clock::duration(0), Clock::duration(1), Clock::duration(12ms)}) {
     const Clock::time_point before = Clock::now();
     CHECK(lastcall::poll(pair.here.get(), POLLIN, source.token(), span) == Ready::timed_out);
     CHECK(Clock::now() - before >= span);
@@ -553,6 +582,7 @@ TEST_CASE("poll: cancelled already, it says so at once, whatever else is ready")
   CHECK(lastcall::poll(pair.here.get(), POLLIN, source.token()) == Ready::cancelled);
   CHECK(lastcall::poll(pair.here.get(), POLLIN, source.token(), 0s) == Ready::cancelled);
   CHECK(lastcall::poll(closed_descriptor(), POLLIN, source.token()) == Ready::cancelled);
+  CHECK(lastcall::poll(-1, POLLIN, source.token()) == Ready::cancelled);
 }
 
 TEST_CASE("poll: a cancel ends it") {
@@ -589,7 +619,8 @@ TEST_CASE("poll: the descriptor becoming ready ends it") {
   CHECK(got == Ready::ready);
 }
 
-TEST_CASE("poll: with no events it waits for the token or the timeout, whatever the descriptor does") {
+TEST_CASE(
+    "poll: with no events it waits for the token or the timeout, whatever the descriptor does") {
   const CancellationSource source(CancellationToken(), 30ms);
   Pair pair;
   pair.send();
@@ -652,8 +683,8 @@ TEST_CASE("poll: no descriptor left for the token is a system error") {
           const CancellationSource source;
           const rlimit none{static_cast<rlim_t>(::dup(0)), 4096};
           if (::setrlimit(RLIMIT_NOFILE, &none) != 0) return 2;
-          const int error = error_of(
-              [&] { lastcall::poll(pair.here.get(), POLLIN, source.token(), 1h); }, "");
+          const int error =
+              error_of([&] { lastcall::poll(pair.here.get(), POLLIN, source.token(), 1h); }, "");
           return error == EMFILE ? 0 : 1;
         }) == 0);
 }
@@ -663,8 +694,7 @@ TEST_CASE("poll: no descriptor left for the token is a system error") {
 // A listener on the loopback interface, and connections to it.
 class Listener {
  public:
-  explicit Listener(bool blocking = true)
-      : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  explicit Listener(bool blocking = true) : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
     address_.sin_family = AF_INET;
     address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof address_;
@@ -793,7 +823,8 @@ std::vector<bool> blocked_signals() {
   sigset_t mask;
   ::pthread_sigmask(SIG_SETMASK, nullptr, &mask);
   std::vector<bool> blocked;
-  for (int number = 1; number < NSIG; ++number) blocked.push_back(::sigismember(&mask, number) == 1);
+  for (int number = 1; number < NSIG; ++number)
+    blocked.push_back(::sigismember(&mask, number) == 1);
   return blocked;
 }
 
@@ -841,6 +872,28 @@ TEST_CASE("accept: nor does one whose connection a stranger takes, whatever sign
   }
 }
 
+TEST_CASE("accept: a cancel that comes just before it would block is not lost") {
+  // The signal interrupts what the thread is in, which is not accept(2) yet.
+  CancellationSource source;
+  Listener listener;
+  const UniqueFd client = listener.connect();
+  AcceptLoop loop;
+  Brink here;
+  stranger_is_quicker = true;
+  brink_of_accept = &here;
+  support::Threads threads;
+  threads.start([&] { loop.run(listener.fd(), source.token()); });
+  REQUIRE(here.reached.wait());
+  stranger_is_quicker = false;
+  source.cancel();
+  std::this_thread::sleep_for(20ms);
+  here.leap.open();
+  CHECK(support::eventually([&] { return loop.over.load(); }));
+  if (!loop.over) listener.connect();
+  threads.join();
+  CHECK(loop.accepted == 0);
+}
+
 TEST_CASE("accept: a connection that comes to one who was robbed before is taken") {
   CancellationSource source;
   Listener listener;
@@ -865,6 +918,7 @@ TEST_CASE("accept: a signal that comes too late is taken away again") {
   lastcall::detail::Interruptible interruptible;
   const int number = lastcall::detail::interrupt_signal();
   REQUIRE(number > 0);
+  const lastcall::detail::BlockAllSignals quiet;
   // As if it had come between the end of the call and the blocking of the signal.
   const int result = interruptible.run(source.token(), [number]() noexcept {
     sigset_t only;

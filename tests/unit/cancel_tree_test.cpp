@@ -83,7 +83,6 @@ TEST_CASE("A cancelled or destroyed node leaves no timer behind") {
   CHECK(service.armed_for_test() == 0);
 }
 
-
 TEST_CASE("A node that has grown shards cancels what was linked before and after, on any thread") {
   CancellationSource parent;
   std::vector<CancellationSource> children;

@@ -89,8 +89,9 @@ static_assert(noexcept(std::declval<CancellationSource&>().cancel(Cause())));
 static_assert(std::is_same_v<decltype(std::declval<CancellationSource&>().cancel()), bool>);
 
 template <class Token>
-concept HasWallClockWait =
-    requires(const Token token) { token.wait_until(std::chrono::system_clock::now()); };
+concept HasWallClockWait = requires(const Token token) {
+  token.wait_until(std::chrono::system_clock::now());
+};
 static_assert(!HasWallClockWait<CancellationToken>);
 
 std::string message_of(const CancellationToken& token) { return token.cause().message(); }
@@ -340,7 +341,7 @@ TEST_CASE("A disarmed source's cancel() still works") {
   CHECK(message_of(source.token()) == "on purpose");
 }
 
-TEST_CASE("Moving a source moves what it owns; the moved-from one has the empty token") {
+TEST_CASE("Moving a source moves what it owns, and the moved-from one has the empty token") {
   CancellationSource first;
   const CancellationToken token = first.token();
   CancellationSource second = std::move(first);
@@ -375,7 +376,8 @@ TEST_CASE("Assigning over a source cancels what it had") {
   CHECK(next.token() == CancellationToken());
 }
 
-TEST_CASE("Assigning over a disarmed source doesn't cancel what it had, and takes what comes as it is") {
+TEST_CASE(
+    "Assigning over a disarmed source doesn't cancel what it had, and takes what comes as it is") {
   std::optional<CancellationSource> source(std::in_place);
   const CancellationToken old = source->token();
   source->disarm();
@@ -1091,7 +1093,7 @@ TEST_CASE("A timeout finer than the clock, or floating, is rounded up: never ear
 }
 
 #if defined(__linux__)
-TEST_CASE("Who uses no deadline has no timer thread; the first deadline starts it") {
+TEST_CASE("Who uses no deadline has no timer thread, and the first deadline starts it") {
   if (support::under_tsan) return;  // TSan has a thread of its own, and none may be made after fork
   const int outcome = support::in_child_process([] {
     if (support::live_threads() != 1) return 10;
@@ -1204,7 +1206,9 @@ TEST_CASE("A wait blocks until the cancel, also with a huge timeout") {
         return true;
       },
       [](const CancellationToken& token) { return token.wait_for(std::chrono::hours::max()); },
-      [](const CancellationToken& token) { return token.wait_for(std::chrono::nanoseconds::max()); },
+      [](const CancellationToken& token) {
+        return token.wait_for(std::chrono::nanoseconds::max());
+      },
       [](const CancellationToken& token) {
         return token.wait_for(std::chrono::duration<double>(1e300));
       },
@@ -1512,7 +1516,7 @@ TEST_CASE("fd() is made on first use and closed with the last handle") {
   {
     CancellationSource source;
     const CancellationSource child(source.token());
-    std::optional<CancellationToken> token(child.token());
+    auto token = std::make_unique<CancellationToken>(child.token());
     CHECK(support::open_descriptors() == before);
     const int fd = token->fd();
     CHECK(support::open_descriptors() > before);
@@ -1569,6 +1573,7 @@ TEST_CASE("fd() made while the token is being cancelled is readable") {
 }
 
 TEST_CASE("fd() with no descriptor left throws EMFILE, and works when there is one again") {
+  if (support::under_asan) return;  // UBSan's look at an exception's type takes a descriptor, too
   CancellationSource source;
   const CancellationToken token = source.token();
   int code = 0;
@@ -1632,8 +1637,8 @@ TEST_CASE("fd() turns readable only after the whole subtree is marked") {
 TEST_CASE("any_of is cancelled with the first of its parents, with its cause") {
   for (std::size_t which = 0; which < 3; ++which) {
     std::array<CancellationSource, 3> parents;
-    const CancellationSource merged = CancellationSource::any_of(
-        {parents[0].token(), parents[1].token(), parents[2].token()});
+    const CancellationSource merged =
+        CancellationSource::any_of({parents[0].token(), parents[1].token(), parents[2].token()});
     const CancellationSource child(merged.token());
     CHECK_FALSE(merged.is_cancelled());
     parents[which].cancel(Cause::cancelled("number " + std::to_string(which)));

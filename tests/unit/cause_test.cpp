@@ -109,7 +109,11 @@ TEST_CASE("A plain cancellation has a message even if none was given") {
 
 TEST_CASE("A cancellation's message is the one given") {
   const std::vector<std::string> messages = {
-      "the load balancer asked", " ", "requested", "coordinator destroyed", "cancelled",
+      "the load balancer asked",
+      " ",
+      "requested",
+      "coordinator destroyed",
+      "cancelled",
       "a message far longer than any small string optimisation has room for, so it is on the heap"};
   for (const std::string& given : messages) {
     const Cause cause = Cause::cancelled(given);

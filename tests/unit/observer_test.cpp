@@ -77,7 +77,8 @@ struct Pipe {
     std::size_t filled = 0;
     const int flags = ::fcntl(write_end, F_GETFL);
     ::fcntl(write_end, F_SETFL, flags | O_NONBLOCK);
-    for (ssize_t got = 0; (got = ::write(write_end, "x", 1)) > 0;) filled += static_cast<std::size_t>(got);
+    for (ssize_t got = 0; (got = ::write(write_end, "x", 1)) > 0;)
+      filled += static_cast<std::size_t>(got);
     ::fcntl(write_end, F_SETFL, flags);
     return filled;
   }
@@ -247,11 +248,11 @@ TEST_CASE("json_observer turns invalid UTF-8 into U+FFFD, one for each maximal s
   // The example of the Unicode standard, table 3-8 of section 3.9.
   CHECK(name("\x61\xF1\x80\x80\xE1\x80\xC2\x62\x80\x63\x80\xBF\x64") ==
         "a" + fffd + fffd + fffd + "b" + fffd + "c" + fffd + fffd + "d");
-  CHECK(name("\xC0\xAF") == fffd + fffd);                         // overlong
-  CHECK(name("\xE0\x80\xAF") == fffd + fffd + fffd);              // overlong
-  CHECK(name("\xED\xA0\x80") == fffd + fffd + fffd);              // a surrogate
-  CHECK(name("\xF4\x90\x80\x80") == fffd + fffd + fffd + fffd);   // past U+10FFFF
-  CHECK(name("\xF0\x9F\x9B") == fffd);                            // cut off
+  CHECK(name("\xC0\xAF") == fffd + fffd);                        // overlong
+  CHECK(name("\xE0\x80\xAF") == fffd + fffd + fffd);             // overlong
+  CHECK(name("\xED\xA0\x80") == fffd + fffd + fffd);             // a surrogate
+  CHECK(name("\xF4\x90\x80\x80") == fffd + fffd + fffd + fffd);  // past U+10FFFF
+  CHECK(name("\xF0\x9F\x9B") == fffd);                           // cut off
   CHECK(name("\xFF\xFE") == fffd + fffd);
 }
 
@@ -265,7 +266,8 @@ TEST_CASE("json_observer's lines are valid JSON whatever bytes are in names") {
                                                 0xC2, 0xE0, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF};
       bytes += static_cast<char>(random.one_in(2) ? edges[random.below(16)] : random.below(256));
     }
-    const support::Json line = json_of(event(EventKind::hook, EventResult::ok, bytes, bytes, bytes));
+    const support::Json line =
+        json_of(event(EventKind::hook, EventResult::ok, bytes, bytes, bytes));
     INFO("round " << round);
     REQUIRE(line.is(support::Json::Type::object));
     CHECK(line["stage"].text == line["name"].text);
@@ -290,8 +292,8 @@ TEST_CASE("Times are since the request: the first phase, or what on_request said
   SECTION("on_request") {
     const auto observer = lastcall::json_observer(pipe.write_end);
     observer->on_request(request);
-    observer->on_event(event(EventKind::signal, EventResult::ok, "", "SIGTERM", "", request - 1us,
-                             request - 1us));
+    observer->on_event(
+        event(EventKind::signal, EventResult::ok, "", "SIGTERM", "", request - 1us, request - 1us));
     CHECK(begin_of_last() == "-1000");
     observer->on_event(phase("announced", request + 5ns));
     CHECK(begin_of_last() == "5");
@@ -598,13 +600,13 @@ TEST_CASE("stderr_observer ends with a bar for every stage and hook") {
 
 TEST_CASE("Names cannot forge lines or control the terminal") {
   const std::string text = told([](Observer& observer) {
-    observer.on_event(event(EventKind::task, EventResult::ok, "ser\nvice", "a\x1b[2Jb\rc\xFF\xC2\x9B",
-                            "\xE2\x80\xAE\tx"));
+    observer.on_event(event(EventKind::task, EventResult::ok, "ser\nvice",
+                            "a\x1b[2Jb\rc\xFF\xC2\x9B", "\xE2\x80\xAE\tx"));
   });
   const std::vector<std::string> lines = lines_of(text);
   REQUIRE(lines.size() == 1);
-  CHECK(lines[0] == "lastcall:            task ser\\nvice/a\\x1b[2Jb\\x0dc" + std::string(replaced) +
-                        "\\u009b ok: \\u202e\\tx");
+  CHECK(lines[0] == "lastcall:            task ser\\nvice/a\\x1b[2Jb\\x0dc" +
+                        std::string(replaced) + "\\u009b ok: \\u202e\\tx");
 }
 
 TEST_CASE("A very long name is cut so that its line still is one write") {
@@ -678,10 +680,10 @@ TEST_CASE("On a terminal a live line counts down who is left, and makes way for 
   REQUIRE(observer->wants_status());
   observer->on_status(four_left);
   CHECK(terminal.screen() ==
-        "\r\x1b[Klastcall:   3.200 s  service: 4 in flight, 22 s left: worker-1, worker-2, flusher, ...");
+        "\r\x1b[Klastcall:   3.200 s  service: 4 in flight, 22 s left: worker-1, worker-2, "
+        "flusher, ...");
   observer->on_status({4200ms, 20800ms, 1, {"fl\nusher"}, ""});
-  CHECK(terminal.screen() ==
-        "\r\x1b[Klastcall:   4.200 s  1 in flight, 21 s left: fl\\nusher");
+  CHECK(terminal.screen() == "\r\x1b[Klastcall:   4.200 s  1 in flight, 21 s left: fl\\nusher");
   observer->on_event(event(EventKind::stage, EventResult::ok, "", "service"));
   CHECK(terminal.screen() == "\r\x1b[Klastcall:            stage service ok\n");
   observer->on_event(event(EventKind::stage, EventResult::ok, "", "storage"));

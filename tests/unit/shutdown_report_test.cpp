@@ -37,14 +37,15 @@ const Clock::time_point request = Clock::time_point(1000h);
 
 Event event(EventKind kind, EventResult result, std::string stage, std::string name,
             std::string detail, std::chrono::nanoseconds begin, std::chrono::nanoseconds end) {
-  return {kind, result, std::move(stage), std::move(name), std::move(detail), request + begin,
-          request + end};
+  return {
+      kind,         result, std::move(stage), std::move(name), std::move(detail), request + begin,
+      request + end};
 }
 
 Cause sigterm() {
   lastcall::SignalInfo info{};
   info.number = SIGTERM;
-  info.code = SI_USER;
+  info.code = SI_TIMER;
   info.sender_pid = 0;
   info.sender_uid = 12;
   info.received = request - 30us;
@@ -61,8 +62,8 @@ ShutdownReport bad_night() {
   const auto tell = [&](EventKind kind, EventResult result, std::string stage, std::string name,
                         std::string detail, std::chrono::nanoseconds begin,
                         std::chrono::nanoseconds end) {
-    report.events.push_back(event(kind, result, std::move(stage), std::move(name),
-                                  std::move(detail), begin, end));
+    report.events.push_back(
+        event(kind, result, std::move(stage), std::move(name), std::move(detail), begin, end));
   };
   tell(EventKind::signal, EventResult::ok, "", "SIGHUP", "from pid 7", -1h, -1h);
   tell(EventKind::signal, EventResult::ok, "", "SIGTERM", "from the kernel", -30us, -30us);
@@ -79,11 +80,16 @@ ShutdownReport bad_night() {
   tell(EventKind::phase, EventResult::begun, "", "aborting", "", 8s, 8s);
   tell(EventKind::task, EventResult::overran, "service", "reader", "read(7)", -2s, 10s);
   tell(EventKind::phase, EventResult::begun, "", "finished", "overrun, exit code 124", 10s, 10s);
-  report.stragglers.push_back({"reader", "service", SourceLocation::current(), 12s, 813, "reader",
-                               "read(7)", {"read+0x4d (libc.so.6+0xf81ad)", "main"}});
+  report.stragglers.push_back({"reader",
+                               "service",
+                               SourceLocation::current(),
+                               12s,
+                               813,
+                               "reader",
+                               "read(7)",
+                               {"read+0x4d (libc.so.6+0xf81ad)", "main"}});
   report.stragglers.push_back({"3 unnamed", "storage", SourceLocation(), 0s, 0, "", "", {}});
-  report.failures.push_back(
-      {"importer", std::make_exception_ptr(std::runtime_error("disk full"))});
+  report.failures.push_back({"importer", std::make_exception_ptr(std::runtime_error("disk full"))});
   report.failures.push_back({"flush", std::make_exception_ptr(42)});
   return report;
 }
@@ -182,8 +188,8 @@ struct Trace {
 
 TEST_CASE("to_text() says how it ended, who was still in and where, and who threw") {
   const std::string text = bad_night().to_text();
-  CHECK(text.rfind("finished after 10.0 s: overrun, exit code 124 (SIGTERM from the kernel)\n", 0) ==
-        0);
+  CHECK(text.rfind("finished after 10.0 s: overrun, exit code 124 (SIGTERM from the kernel)\n",
+                   0) == 0);
   CHECK(contains(text, "\n  service     |"));
   CHECK(contains(text, "\n    listener  |"));
   CHECK(contains(text, "\n  storage     |"));
@@ -194,10 +200,11 @@ TEST_CASE("to_text() says how it ended, who was still in and where, and who thre
   CHECK(contains(text,
                  "\n  still in:\n"
                  "    service/reader: entered at unit/shutdown_report_test.cpp:"));
-  CHECK(contains(text, " 12.0 s ago, thread 813 \"reader\", read(7)\n"
-                       "      #0 read+0x4d (libc.so.6+0xf81ad)\n"
-                       "      #1 main\n"
-                       "    storage/3 unnamed\n"));
+  CHECK(contains(text,
+                 " 12.0 s ago, thread 813 \"reader\", read(7)\n"
+                 "      #0 read+0x4d (libc.so.6+0xf81ad)\n"
+                 "      #1 main\n"
+                 "    storage/3 unnamed\n"));
   CHECK(contains(text, "\n  failed:\n    importer: disk full\n    flush: "));
   CHECK(text.back() == '\n');
 }
@@ -339,10 +346,16 @@ TEST_CASE("to_json() and to_trace() are valid whatever bytes are in names") {
       report.events.push_back(
           event(kind, EventResult::ok, wild(random), wild(random), wild(random), 0s, 1s));
     }
-    report.stragglers.push_back({wild(random), wild(random), SourceLocation(), 1s, 1, wild(random),
-                                 wild(random), {wild(random)}});
-    report.failures.push_back({wild(random), std::make_exception_ptr(std::runtime_error(
-                                                 wild(random)))});
+    report.stragglers.push_back({wild(random),
+                                 wild(random),
+                                 SourceLocation(),
+                                 1s,
+                                 1,
+                                 wild(random),
+                                 wild(random),
+                                 {wild(random)}});
+    report.failures.push_back(
+        {wild(random), std::make_exception_ptr(std::runtime_error(wild(random)))});
     INFO("round " << round);
     CHECK(support::read_json(report.to_json()));
     CHECK(support::read_json(report.to_trace()));
@@ -436,7 +449,8 @@ TEST_CASE("to_trace() draws what never ended up to the end") {
 }
 
 TEST_CASE("A straggler in words is one line, then a line for each frame") {
-  Straggler straggler{"w", "s", SourceLocation::current(), 2500ms, 9, "wor\nker", "futex", {"f", "m"}};
+  Straggler straggler{"w",     "s",       SourceLocation::current(), 2500ms, 9, "wor\nker",
+                      "futex", {"f", "m"}};
   const std::string line = std::to_string(straggler.where.line());
   CHECK(lastcall::detail::describe_straggler(straggler) ==
         "entered at unit/shutdown_report_test.cpp:" + line +

@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstddef>
@@ -143,6 +145,10 @@ TEST_CASE("a signal of a timer has no sender") {
   event.sigev_notify = SIGEV_SIGNAL;
   event.sigev_signo = SIGUSR1;
   event.sigev_value.sival_int = 0x7fffffff;
+  // The number of a timer lies where other signals have their sender's: not the first one, which is
+  // 0.
+  timer_t other{};
+  REQUIRE(::timer_create(CLOCK_MONOTONIC, &event, &other) == 0);
   timer_t timer{};
   REQUIRE(::timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
   itimerspec once{};
@@ -150,6 +156,7 @@ TEST_CASE("a signal of a timer has no sender") {
   REQUIRE(::timer_settime(timer, 0, &once, nullptr) == 0);
   const SignalInfo info = trap.wait();
   ::timer_delete(timer);
+  ::timer_delete(other);
   CHECK(info.code == SI_TIMER);
   CHECK(info.sender_pid == 0);
   CHECK(info.sender_uid == 0);
@@ -183,9 +190,8 @@ TEST_CASE("numbers that can't be trapped are refused, by number and name") {
 }
 
 TEST_CASE("an empty list is refused") {
-  CHECK(message_of<std::invalid_argument>([] {
-          const SignalTrap trap(std::span<const int>{});
-        }) == "lastcall: the list of signals to trap is empty");
+  CHECK(message_of<std::invalid_argument>([] { const SignalTrap trap(std::span<const int>{}); }) ==
+        "lastcall: the list of signals to trap is empty");
   CHECK(message_of<std::invalid_argument>([] {
           const SignalTrap trap(std::initializer_list<int>{});
         }) == "lastcall: the list of signals to trap is empty");
@@ -213,7 +219,12 @@ TEST_CASE("a trap with one bad number changes nothing") {
 TEST_CASE("every other signal can be trapped, job control too") {
   for (int number = 1; number < lastcall::detail::signal_limit; ++number) {
     switch (number) {
-      case SIGKILL: case SIGSTOP: case SIGSEGV: case SIGBUS: case SIGFPE: case SIGILL: continue;
+      case SIGKILL:
+      case SIGSTOP:
+      case SIGSEGV:
+      case SIGBUS:
+      case SIGFPE:
+      case SIGILL: continue;
       default: break;
     }
 #if defined(SIGRTMIN)
@@ -291,6 +302,13 @@ TEST_CASE("try_wait never blocks") {
   REQUIRE(info);
   CHECK(info->number == SIGUSR1);
   CHECK_FALSE(trap.try_wait());
+}
+
+TEST_CASE("waiting keeps errno when it finds nothing") {
+  SignalTrap trap{SIGUSR1};
+  errno = 4711;
+  CHECK_FALSE(trap.try_wait());
+  CHECK(errno == 4711);
 }
 
 TEST_CASE("wait_for gives up at its time and not before") {
@@ -471,9 +489,10 @@ TEST_CASE("a trap and a SignalIgnore of one number exclude each other") {
           "lastcall: SIGUSR1 (" + std::to_string(SIGUSR1) +
               ") can't be ignored: a live trap holds it");
     const SignalIgnore other(SIGUSR2);
-    CHECK(message_of<std::logic_error>([] { const SignalTrap both{SIGHUP, SIGUSR2}; }) ==
-          "lastcall: SIGUSR2 (" + std::to_string(SIGUSR2) +
-              ") can't be trapped: a SignalIgnore holds it");
+    CHECK(message_of<std::logic_error>([] {
+            const SignalTrap both{SIGHUP, SIGUSR2};
+          }) == "lastcall: SIGUSR2 (" + std::to_string(SIGUSR2) +
+                    ") can't be trapped: a SignalIgnore holds it");
     CHECK(is_default(SIGHUP));
     CHECK(is_ignored(SIGUSR2));
     CHECK_FALSE(is_default(SIGUSR1));

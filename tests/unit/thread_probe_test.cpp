@@ -294,8 +294,9 @@ std::string own_module() { return std::string(::program_invocation_short_name) +
 
 std::string place_of_this_function() {
   // The name if the test was linked with -rdynamic, else the place in the module.
-  return ::dlsym(RTLD_DEFAULT, "lastcall_test_waits_here") != nullptr ? "lastcall_test_waits_here+0x"
-                                                                      : own_module();
+  return ::dlsym(RTLD_DEFAULT, "lastcall_test_waits_here") != nullptr
+             ? "lastcall_test_waits_here+0x"
+             : own_module();
 }
 
 void set_handler(int number, void (*handler)(int)) {
@@ -312,9 +313,7 @@ void (*handler_of(int number))(int) {
 /// Puts back what was there.
 class KeepDisposition {
  public:
-  explicit KeepDisposition(int number) : number_(number) {
-    ::sigaction(number, nullptr, &before_);
-  }
+  explicit KeepDisposition(int number) : number_(number) { ::sigaction(number, nullptr, &before_); }
   KeepDisposition(const KeepDisposition&) = delete;
   KeepDisposition& operator=(const KeepDisposition&) = delete;
   ~KeepDisposition() { ::sigaction(number_, &before_, nullptr); }
@@ -365,6 +364,15 @@ TEST_CASE("A spinning thread has a stack, and its errno is its own") {
 TEST_CASE("A thread can take its own stack") {
   const std::vector<std::string> stack = stack_of(support::thread_id());
   CHECK(stack.size() > (support::under_tsan ? 0U : 3U));
+}
+
+TEST_CASE("A thread that is named twice has its stack twice") {
+  const Reader reader;
+  const pid_t threads[] = {reader.id(), reader.id(), support::thread_id(), support::thread_id()};
+  const auto begin = Clock::now();
+  const auto stacks = detail::capture_stacks(std::span<const pid_t>(threads), 60s);
+  CHECK(Clock::now() - begin < 30s);
+  for (const auto& stack : stacks) CHECK(!stack.empty());
 }
 
 TEST_CASE("A thread that blocks the signal has no stack, and is not waited for") {

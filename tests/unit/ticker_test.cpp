@@ -38,8 +38,9 @@ TEST_CASE("Ticker: a period of zero or less is an invalid argument, and the mess
   CHECK(message_of_invalid_argument([] { Ticker ticker(0ms); }).find("0 ns") != std::string::npos);
   CHECK(message_of_invalid_argument([] { Ticker ticker(-7us); }).find("-7000 ns") !=
         std::string::npos);
-  CHECK(message_of_invalid_argument([] { Ticker ticker(Clock::duration::min()); })
-            .find(std::to_string(Clock::duration::min().count())) != std::string::npos);
+  CHECK(message_of_invalid_argument([] {
+          Ticker ticker(Clock::duration::min());
+        }).find(std::to_string(Clock::duration::min().count())) != std::string::npos);
   CHECK_NOTHROW(Ticker(1ns));
 }
 
@@ -53,7 +54,8 @@ TEST_CASE("Ticker: ticks never come early, and one follows the other") {
   }
 }
 
-TEST_CASE("Ticker: ticks at whole periods from its making, however long the body of the loop takes") {
+TEST_CASE(
+    "Ticker: ticks at whole periods from its making, however long the body of the loop takes") {
   // Five eighths into a period the body is done. The tick is due three eighths later; one that was
   // counted from the end of the body would need a whole period more. A slow machine is tried again.
   constexpr auto period = 80ms;

@@ -314,8 +314,8 @@ TEST_CASE("a closed group refuses to let anybody in, and says so") {
 
   CHECK(contains(message_of([](WaitGroup& at) { at.enter(); }, group), "closed, with 1 still in"));
   CHECK(contains(message_of([](WaitGroup& at) { at.enter("flush"); }, group), "flush"));
-  CHECK(contains(message_of([](WaitGroup& at) { at.enter("flush"); }, group),
-                 "wait_group_test.cpp"));
+  CHECK(
+      contains(message_of([](WaitGroup& at) { at.enter("flush"); }, group), "wait_group_test.cpp"));
   CHECK(contains(message_of([](WaitGroup& at) { at.add(7); }, group), "add(7)"));
 
   group.close();  // idempotent
@@ -535,9 +535,8 @@ TEST_CASE("many waiters, with and without a deadline, are all let go by one zero
   Guard guard = group.enter();
   std::vector<std::unique_ptr<WaitingThread>> waiters;
   for (int number = 0; number < 8; ++number) {
-    waiters.push_back(number % 2 == 0
-                          ? std::make_unique<WaitingThread>(group)
-                          : std::make_unique<WaitingThread>(group, Clock::now() + 1h));
+    waiters.push_back(number % 2 == 0 ? std::make_unique<WaitingThread>(group)
+                                      : std::make_unique<WaitingThread>(group, Clock::now() + 1h));
   }
   for (const auto& waiter : waiters) CHECK_FALSE(waiter->has_returned());
   guard.release();
@@ -622,15 +621,15 @@ TEST_CASE("what a member did happens before wait() returns") {
   support::Threads threads;
   for (std::size_t number = 0; number < written.size(); ++number) {
     if (number == 0) group.add();
-    threads.start([&written, &group, number,
-                   guard = number == 0 ? Guard() : group.enter()]() mutable {
-      written[number] = static_cast<int>(number) + 1;
-      if (number == 0) {
-        group.done();
-      } else {
-        guard.release();
-      }
-    });
+    threads.start(
+        [&written, &group, number, guard = number == 0 ? Guard() : group.enter()]() mutable {
+          written[number] = static_cast<int>(number) + 1;
+          if (number == 0) {
+            group.done();
+          } else {
+            guard.release();
+          }
+        });
   }
   group.wait();
   CHECK(written == std::array<int, 4>{1, 2, 3, 4});
@@ -668,6 +667,20 @@ TEST_CASE("a thread may end with its guards out") {
   CHECK(group.count() == 100);
   guards.clear();
   CHECK(group.wait_for(0s));
+}
+
+TEST_CASE("the place of a thread that has ended goes to another") {
+  WaitGroup group;
+  make_busy(group);
+  int without_place = 0;
+  for (int number = 0; number < 2100; ++number) {  // twice as many as there are places
+    std::thread([&] {
+      const Guard guard = group.enter();
+      if (lastcall::detail::thread_state.record == nullptr) ++without_place;
+    }).join();
+  }
+  CHECK(without_place == 0);
+  CHECK(group.count() == 0);
 }
 
 TEST_CASE("a guard that a thread_local holds leaves when the thread ends") {
@@ -914,7 +927,8 @@ TEST_CASE("entering without a name never fails for want of memory") {
         group.add();
         group.done();
       }
-    }).join();
+    })
+        .join();
     CHECK(group.count() == 0);
     CHECK(group.wait_for(0s));
   }
@@ -1001,7 +1015,8 @@ TEST_CASE("a group that is young, leaving, closing and waiting allocate nothing"
   CHECK(allocations == after);
 }
 
-TEST_CASE("the floors above can name a member's thread, tell members apart, and look without waiting") {
+TEST_CASE(
+    "the floors above can name a member's thread, tell members apart, and look without waiting") {
   WaitGroup group;
   prepare(group, GENERATE(false, true));
   Guard first = group.enter("first");
@@ -1041,9 +1056,8 @@ TEST_CASE("the floors above can name a member's thread, tell members apart, and 
   std::thread looker;
   WaitGroupAccess::visit_members(group, [&](const MemberView&) {
     if (looker.joinable()) return;
-    looker = std::thread([&] {
-      nested_complete = WaitGroupAccess::visit_members(group, [](const MemberView&) {});
-    });
+    looker = std::thread(
+        [&] { nested_complete = WaitGroupAccess::visit_members(group, [](const MemberView&) {}); });
     looker.join();
     looker = std::thread([] {});
   });
@@ -1069,7 +1083,8 @@ TEST_CASE("a group destroyed with somebody in says who, and terminates") {
       group->add();
     } else {
       for (int number = 0; number < 200; ++number) {
-        guards->push_back(group->enter("a name that is rather long, number " + std::to_string(number)));
+        guards->push_back(
+            group->enter("a name that is rather long, number " + std::to_string(number)));
       }
     }
     group->~WaitGroup();

@@ -36,14 +36,14 @@ struct alignas(8) Lane {
 
 inline constexpr std::uint32_t cancelled_flag = 1U << 1;  // in a node's own lane: the word of I2
 inline constexpr std::uint32_t linked_flag = 1U << 2;     // the lane is not empty
-inline constexpr std::uint32_t orphan_flag = 1U << 3;     // who empties the lane lets the node go (I6)
-inline constexpr std::uint32_t shard_flag = 1U << 4;      // the lane is one of an Extension's
-inline constexpr std::uint32_t sharded_flag = 1U << 5;    // the node has shards
-inline constexpr std::uint32_t timed_flag = 1U << 6;      // the node is a TimedNode
-inline constexpr std::uint32_t joined_flag = 1U << 7;     // the node is a JoinNode
-inline constexpr std::uint32_t dying_flag = 1U << 8;      // a JoinNode on its way out
-inline constexpr std::uint32_t sourced_flag = 1U << 9;    // its CancellationSource is still there
-inline constexpr unsigned strikes_shift = 16;             // above: how often the lane was contended
+inline constexpr std::uint32_t orphan_flag = 1U << 3;  // who empties the lane lets the node go (I6)
+inline constexpr std::uint32_t shard_flag = 1U << 4;   // the lane is one of an Extension's
+inline constexpr std::uint32_t sharded_flag = 1U << 5;  // the node has shards
+inline constexpr std::uint32_t timed_flag = 1U << 6;    // the node is a TimedNode
+inline constexpr std::uint32_t joined_flag = 1U << 7;   // the node is a JoinNode
+inline constexpr std::uint32_t dying_flag = 1U << 8;    // a JoinNode on its way out
+inline constexpr std::uint32_t sourced_flag = 1U << 9;  // its CancellationSource is still there
+inline constexpr unsigned strikes_shift = 16;           // above: how often the lane was contended
 inline constexpr std::uint32_t strikes_to_grow = 8;
 
 struct Node;
@@ -67,7 +67,8 @@ struct Node : Link, Lane {
   // the node's own lock; read without it only after sharded_flag was seen, when it is constant.
   std::atomic<std::uintptr_t> extra{0};
 };
-static_assert(sizeof(void*) != 8 || sizeof(Node) == 56, "64 bytes with malloc's word: see cancellation.hpp");
+static_assert(sizeof(void*) != 8 || sizeof(Node) == 56,
+              "64 bytes with malloc's word: see cancellation.hpp");
 
 // A timer that knows its node.
 struct NodeTimer : TimerLink {
@@ -83,7 +84,7 @@ struct JoinNode;
 
 struct JoinLink : Link {
   JoinNode* node = nullptr;
-  Node* orphan = nullptr;       // while dying: a parent that has to be let go
+  Node* orphan = nullptr;  // while dying: a parent that has to be let go
   JoinLink* next_dead = nullptr;
 };
 
@@ -99,12 +100,13 @@ struct JoinNode : Node {
 struct CallbackLink : Link {
   static constexpr std::uint32_t pending = 0;
   static constexpr std::uint32_t running = 1;
-  static constexpr std::uint32_t awaited = 2;  // running, and its destructor waits on another thread
+  static constexpr std::uint32_t awaited =
+      2;  // running, and its destructor waits on another thread
   static constexpr std::uint32_t finished = 3;  // of a waiter: woken
 
   Word stage{pending};
   void (*invoke)(CallbackLink*) noexcept = nullptr;
-  const void* runner_thread = nullptr;  // set under the lane's lock before `running`
+  const void* runner_thread = nullptr;      // set under the lane's lock before `running`
   CallbackLink** runner_current = nullptr;  // on the runner's stack; touched by that thread alone
 };
 
@@ -119,7 +121,8 @@ inline LinkKind kind_of(const Link* link) noexcept {
 inline Node* owner_of(Lane* lane) noexcept {
   const std::uint32_t state = lane->state.load(std::memory_order_relaxed);
   // By reference: a pointer cast would test for null.
-  return (state & shard_flag) != 0 ? static_cast<ShardLane&>(*lane).owner : &static_cast<Node&>(*lane);
+  return (state & shard_flag) != 0 ? static_cast<ShardLane&>(*lane).owner
+                                   : &static_cast<Node&>(*lane);
 }
 inline Extension* extension_of(const Node* node) noexcept {
   const std::uintptr_t extra = node->extra.load(std::memory_order_acquire);

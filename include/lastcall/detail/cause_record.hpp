@@ -133,7 +133,9 @@ struct SignalCauseRecord : CauseRecord {
   void write_words() const noexcept {
     append(signal_name(info.number));
     if (info.sender_pid <= 0) {
-      append(" from the kernel");
+      // A process that this one can't see: who stops a container, from its point of view, is nobody.
+      append(info.code == SI_USER || info.code == SI_QUEUE ? " from outside this pid namespace"
+                                                           : " from the kernel");
       return;
     }
     append(" from pid ");

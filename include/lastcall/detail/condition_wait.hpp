@@ -42,12 +42,13 @@ class ConditionWaiter {
         mutex_(mutex.native_handle()),
         nudge_(Nudge::make(&ConditionWaiter::attempt, this)) {}
 
-  /// With the mutex locked: waits for a notification. False, without waiting, once cancelled.
+  /// With the mutex locked: waits for a notification. False, without waiting, if cancelled.
   bool block(std::unique_lock<std::mutex>& lock) {
     // One word for both sides, so that either the canceller sees `waiting`, or the waiter `cancelled`.
     if ((state_.fetch_or(waiting, std::memory_order_acq_rel) & cancelled) != 0) return false;
     condition_.wait(lock);
-    return (state_.fetch_and(~waiting, std::memory_order_acq_rel) & cancelled) == 0;
+    state_.fetch_and(~waiting, std::memory_order_acq_rel);
+    return true;
   }
 
   /// The token's callback.

@@ -43,7 +43,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
       if (!stays_ignored(number)) wanted_.push_back(number);
     }
     if (!wanted_.empty()) trap_.subscribe(std::span<const int>(wanted_));
-    const BlockAllSignals quiet;  // the threads inherit it; the signal thread unblocks what is trapped
+    const BlockAllSignals
+        quiet;  // the threads inherit it; the signal thread unblocks what is trapped
     start_signal_thread();
     if (!start_drain_thread(0)) {
       const int error = errno;
@@ -60,9 +61,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (put_away_) throw_logic_error(what + ": the coordinator has drained already");
     if (is_shutdown_signal(number)) throw_logic_error(what + " is a shutdown signal already");
-    if (state_.options.dump_signal == number) throw_logic_error(what + " is the dump signal already");
+    if (state_.options.dump_signal == number)
+      throw_logic_error(what + " is the dump signal already");
     for (const auto& known : handlers_) {
-      if (known->number.load(std::memory_order_relaxed) == number) throw_logic_error(what + " has a function already");
+      if (known->number.load(std::memory_order_relaxed) == number)
+        throw_logic_error(what + " has a function already");
     }
     auto handler = std::make_unique<SignalHandler>();
     handler->number.store(number, std::memory_order_relaxed);
@@ -105,12 +108,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (std::exchange(put_away_, true)) return;
     stop_signal_thread();
-    trap_.unsubscribe_all(Unread::drop);
+    // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
+    unsubscribed_ = is_registry_free_by(Clock::now() + std::chrono::milliseconds(50));
+    if (unsubscribed_) trap_.unsubscribe_all(Unread::drop);
     restore_sigpipe();
     // What still runs between here and a thread's very end is destructors of thread_local objects.
     const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(50);
     stop_drain_threads(patience);
     stop_handler_thread(patience);
+    wait_for_capture(patience);  // a drain thread that ran out of time may be taking stacks
     for (const auto& stage : state_.stages) EngineState::stop_joining(*stage, patience);
   }
 
@@ -126,6 +132,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Whether somebody may still use the engine: then it must outlive the coordinator.
   bool is_in_use() const noexcept {
     if (state_.done.load(std::memory_order_acquire) == EngineState::done_without) return true;
+    if (state_.has_stuck_marks() || !unsubscribed_) return true;
     for (const Stage* stage = state_.first_stage; stage != nullptr;
          stage = EngineState::after(*stage)) {
       if (EngineState::group_of(*stage).count() != 0) return true;
@@ -164,7 +171,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   struct DriverArgument {
     std::shared_ptr<Engine> engine;
-    std::uint32_t number;
+    std::uint32_t number = 0;
   };
 
   bool is_shutdown_signal(int number) const noexcept {
@@ -186,6 +193,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return signal_registry.ignored[number].count > 0;
   }
 
+  static bool is_registry_free_by(Clock::time_point deadline) noexcept {
+    const BlockAllSignals quiet;  // as whoever has the registry's lock
+    while (::pthread_mutex_trylock(&signal_registry.mutex) != 0) {
+      if (Clock::now() >= deadline) return false;
+      const timespec nap{0, 100'000};
+      ::nanosleep(&nap, nullptr);
+    }
+    ::pthread_mutex_unlock(&signal_registry.mutex);
+    return true;
+  }
+
   // ---- the signal thread ----
 
   void start_signal_thread() {
@@ -195,6 +213,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
   static void* signal_main(void* self) {
     name_this_thread("lastcall-signal");
+    keep_exact_time();
     auto* const engine = static_cast<Engine*>(self);
     unblock(engine->wanted_.data(), engine->wanted_.size());
     engine->signals_.loop();
@@ -211,27 +230,29 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // ---- the drain threads ----
 
   bool start_drain_thread(std::uint32_t number) noexcept {
-    LASTCALL_TRY {
-      auto argument = std::make_unique<DriverArgument>(DriverArgument{shared_from_this(), number});
-      const BlockAllSignals quiet;
-      const int error = start_thread(drivers_[number], &drain_main, argument.get());
-      errno = error;
-      if (error != 0) return false;
-      static_cast<void>(argument.release());
-      drivers_started_.store(number + 1, std::memory_order_release);
-      return true;
+    // No memory is asked for: there may be none in a drain. The thread keeps the engine.
+    DriverArgument& argument = driver_arguments_[number];
+    argument.engine = shared_from_this();
+    argument.number = number;
+    const BlockAllSignals quiet;
+    const int error = start_thread(drivers_[number], &drain_main, &argument);
+    errno = error;
+    if (error != 0) {
+      argument.engine.reset();
+      return false;
     }
-    LASTCALL_CATCH(...) { errno = ENOMEM; }
-    return false;
+    drivers_started_.store(number + 1, std::memory_order_release);
+    return true;
   }
   static void* drain_main(void* given) {
     name_this_thread("lastcall-drain");
-    const std::unique_ptr<DriverArgument> argument(static_cast<DriverArgument*>(given));
-    Engine& engine = *argument->engine;
+    keep_exact_time();
+    auto* const argument = static_cast<DriverArgument*>(given);
+    const std::shared_ptr<Engine> keep = std::move(argument->engine);
+    Engine& engine = *keep;
     const std::uint32_t number = argument->number;
-    engine.drain_.drive(number, [&engine, number]() noexcept {
-      return engine.start_drain_thread(number + 1);
-    });
+    engine.drain_.drive(
+        number, [&engine, number]() noexcept { return engine.start_drain_thread(number + 1); });
     return nullptr;
   }
   void stop_drain_threads(Clock::time_point patience) noexcept {
@@ -280,7 +301,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
   static void* handler_main(void* given) {
     name_this_thread("lastcall-reload");
-    const std::unique_ptr<std::shared_ptr<Engine>> keep(static_cast<std::shared_ptr<Engine>*>(given));
+    const std::unique_ptr<std::shared_ptr<Engine>> keep(
+        static_cast<std::shared_ptr<Engine>*>(given));
     (*keep)->handle_signals();
     return nullptr;
   }
@@ -311,9 +333,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
     in_handler_.store(false, std::memory_order_release);
     LASTCALL_TRY {
-      state_.log.add({EventKind::hook, error ? EventResult::failed : EventResult::ok, {},
-                      "on " + std::string(name), error ? describe_exception(error) : std::string(),
-                      begin, Clock::now()});
+      state_.log.add({EventKind::hook,
+                      error ? EventResult::failed : EventResult::ok,
+                      {},
+                      "on " + std::string(name),
+                      error ? describe_exception(error) : std::string(),
+                      begin,
+                      Clock::now()});
     }
     LASTCALL_CATCH(...) {}
     state_.drain_bell.ring();
@@ -369,11 +395,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   pthread_t signal_thread_{};
   bool signal_thread_runs_ = false;
   pthread_t drivers_[EngineState::most_drivers]{};
+  DriverArgument driver_arguments_[EngineState::most_drivers];
   std::atomic<std::uint32_t> drivers_started_{0};
   pthread_t handler_pthread_{};
   bool handler_thread_ = false;
   std::atomic<bool> in_handler_{false};
   bool put_away_ = false;
+  bool unsubscribed_ = true;
   std::shared_ptr<Engine> self_;
   Engine* next_kept_ = nullptr;
   bool pipe_caught_ = false;

@@ -5,6 +5,7 @@
 #include <lastcall/detail/engine_snapshot.hpp>
 #include <lastcall/detail/engine_state.hpp>
 #include <lastcall/detail/last_rites.hpp>
+#include <lastcall/detail/last_words.hpp>
 #include <lastcall/detail/thread.hpp>
 
 #include <algorithm>
@@ -144,7 +145,8 @@ class EngineDrain {
     stage_->begun_ = stage_ == engine_.first_stage ? engine_.draining_since.load() : Clock::now();
     stage_->deadline_ = engine_.deadline_of(*stage_, stage_->begun_, engine_.budget_of(*stage_));
     shared_out_ = engine_.abort_claimed.load(std::memory_order_acquire);
-    note(EventKind::stage, EventResult::begun, {}, stage_->name(), {}, stage_->begun_, stage_->begun_);
+    note(EventKind::stage, EventResult::begun, {}, stage_->name(), {}, stage_->begun_,
+         stage_->begun_);
     engine_.mark(*stage_);
     callbacks_owed_ = !stage_->work_ready_.load(std::memory_order_acquire);
     if (callbacks_owed_) engine_.signal_bell.raise();
@@ -157,9 +159,8 @@ class EngineDrain {
     // there, hooks come first, for once.
     if (callbacks_owed_ && !stage_->work_ready_.load(std::memory_order_acquire)) {
       const Clock::time_point now = Clock::now();
-      const Clock::time_point until =
-          std::min({stage_->begun_ + std::chrono::milliseconds(100), stage_->deadline_,
-                    engine_.wait_until()});
+      const Clock::time_point until = std::min({stage_->begun_ + std::chrono::milliseconds(100),
+                                                stage_->deadline_, engine_.wait_until()});
       if (now < until) return wait_for_bell(std::min(until, now + std::chrono::milliseconds(1)));
       at_ = At::stops;
       return Next::again;
@@ -170,14 +171,16 @@ class EngineDrain {
       at_ = At::stops;
       return Next::again;
     }
-    return run_callback(callback, a_callback, stage_, stage_->deadline_) ? Next::again : Next::leave;
+    return run_callback(callback, a_callback, stage_, stage_->deadline_) ? Next::again
+                                                                         : Next::leave;
   }
 
   Next step_stops() {
     Hook* hook = nullptr;
     {
       const std::lock_guard<std::mutex> lock(stage_->mutex_);
-      if (stage_->stops_taken_ < stage_->stops_.size()) hook = &stage_->stops_[stage_->stops_taken_];
+      if (stage_->stops_taken_ < stage_->stops_.size())
+        hook = &stage_->stops_[stage_->stops_taken_];
     }
     if (hook != nullptr) {
       ++stage_->stops_taken_;
@@ -205,7 +208,8 @@ class EngineDrain {
     const Clock::time_point now = Clock::now();
     // In slices, so that events, callbacks of the abort and the status get their turn; and the end may
     // have moved closer since.
-    const Clock::time_point slice = std::min(stage_->deadline_, now + std::chrono::milliseconds(10));
+    const Clock::time_point slice =
+        std::min(stage_->deadline_, now + std::chrono::milliseconds(10));
     const Clock::time_point until = std::min(slice, engine_.wait_until());
     if (stage_->group().wait_until(until)) {
       at_ = At::drained;
@@ -221,25 +225,26 @@ class EngineDrain {
   }
 
   Next step_drained() {
-    Hook hook;
+    Hook* hook = nullptr;
     {
       const std::lock_guard<std::mutex> lock(stage_->mutex_);
-      stage_->drained_closed_ = true;
-      if (stage_->drained_.empty()) {
-        at_ = At::stage_over;
-        return Next::again;
-      }
-      hooks_done_.push_back(std::move(stage_->drained_.back()));
-      stage_->drained_.pop_back();
+      stage_->drained_closed_ = true;  // from now on they all stay where they are
+      const std::size_t count = stage_->drained_.size();
+      if (stage_->drained_taken_ < count)
+        hook = &stage_->drained_[count - 1 - stage_->drained_taken_];
     }
-    Hook& next = hooks_done_.back();  // stays where it is: an abandoned thread may be in it for ever
-    if (stage_->still_used_) {
-      const Clock::time_point now = Clock::now();
-      note(EventKind::hook, EventResult::skipped, stage_->name(), next.name, "the stage overran", now,
-           now);
+    if (hook == nullptr) {
+      at_ = At::stage_over;
       return Next::again;
     }
-    begin_hook(next, Calling::drained);
+    ++stage_->drained_taken_;
+    if (stage_->still_used_) {
+      const Clock::time_point now = Clock::now();
+      note(EventKind::hook, EventResult::skipped, stage_->name(), hook->name, "the stage overran",
+           now, now);
+      return Next::again;
+    }
+    begin_hook(*hook, Calling::drained);
     return Next::again;
   }
 
@@ -270,9 +275,12 @@ class EngineDrain {
       LASTCALL_TRY {
         if (!out) report_.stragglers = who_is_in(engine_, current_thread_id());
         if (!main_here) {
-          report_.stragglers.push_back(straggler_of("main", "", {}, engine_.requested_at.load(),
-                                                    engine_.main_thread));
+          report_.stragglers.push_back(
+              straggler_of("main", "", {}, engine_.requested_at.load(), engine_.main_thread));
         }
+        // The time to the end is for three: these questions, the stacks, and telling it all.
+        const Clock::duration left = std::max(engine_.end_at.load() - now, Clock::duration::zero());
+        ask_kernel(report_.stragglers, now + left / 4);
       }
       LASTCALL_CATCH(...) {}
       at_ = At::naming;
@@ -312,6 +320,13 @@ class EngineDrain {
     }
     engine_.leaving.store(true, std::memory_order_release);
     engine_.set_done(EngineState::done_with_report);
+    // Nobody will ever see the report, and the observer missed some of it: it hung, threw, or there was
+    // no memory for a line.
+    if (late_ && (observer_missed_ || engine_.log.any_lost()) &&
+        !engine_.told.load(std::memory_order_relaxed)) {
+      write_last_words(engine_, "over, and not all could be told,");
+    }
+    engine_.told.store(true, std::memory_order_release);
     if (!flushed_) {
       flushed_ = true;
       // Past its time nobody takes over, since nothing but the exit is left: the signal thread does it.
@@ -369,8 +384,10 @@ class EngineDrain {
       engine_.signal_bell.raise();
     }
     {
+      const UntilReturn unwound{*this, section};
       const TaskScope scope(&engine_, name);
       body();
+      unwound.returned = true;
     }
     std::uint32_t inside = Section::inside;
     // acq_rel: it races with being abandoned, and one of the two wins.
@@ -381,6 +398,30 @@ class EngineDrain {
     section.state.store(Section::returned, std::memory_order_release);
     engine_.drain_bell.ring();
     return false;
+  }
+
+  // What is called may end its thread (pthread_exit): that unwinds the stack, and the successor goes on.
+  struct UntilReturn {
+    EngineDrain& drain;
+    Section& section;
+    mutable bool returned = false;
+    ~UntilReturn() {
+      if (!returned) drain.thread_ends(section);
+    }
+  };
+  void thread_ends(Section& section) noexcept {
+    std::uint32_t inside = Section::inside;
+    if (!section.state.compare_exchange_strong(inside, Section::idle, std::memory_order_acq_rel)) {
+      section.state.store(Section::returned, std::memory_order_release);
+      engine_.drain_bell.ring();
+      return;
+    }
+    // Without a successor nobody goes on: the signal thread ends the process in time.
+    if (!has_standby_ && (is_last_thread() || !start_next_(start_next_context_))) return;
+    engine_.standbys.store(driver_ + 1, std::memory_order_release);
+    thread_ended_ = true;
+    engine_.current_driver.store(driver_ + 1, std::memory_order_release);
+    futex_wake_all(&engine_.current_driver);
   }
 
   static Section::Kind kind_of(Calling call) noexcept {
@@ -401,7 +442,8 @@ class EngineDrain {
   void begin_hook(Hook& hook, Calling call) {
     const Clock::time_point now = Clock::now();
     if (!may_call_users()) {
-      note(EventKind::hook, EventResult::skipped, stage_->name(), hook.name, "out of time", now, now);
+      note(EventKind::hook, EventResult::skipped, stage_->name(), hook.name, "out of time", now,
+           now);
       return;
     }
     note(EventKind::hook, EventResult::begun, stage_->name(), hook.name, {}, now, now);
@@ -450,8 +492,8 @@ class EngineDrain {
   Clock::time_point patience(Clock::time_point deadline) const noexcept {
     const Clock::time_point now = Clock::now();
     const Clock::duration left = engine_.wait_until() - now;
-    const Clock::duration slice = std::clamp<Clock::duration>(left / 8, std::chrono::milliseconds(5),
-                                                              std::chrono::milliseconds(100));
+    const Clock::duration slice = std::clamp<Clock::duration>(
+        left / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(100));
     return std::max(deadline, now + slice);
   }
 
@@ -460,11 +502,12 @@ class EngineDrain {
     LASTCALL_TRY {
       std::string detail;
       if (error) {
+        engine_.log.note_failed();  // there may be no memory for more
         detail = describe_exception(error);
         engine_.log.add_failure(name, error);
       }
-      note(EventKind::hook, error ? EventResult::failed : EventResult::ok, stage, name, detail, begin,
-           Clock::now());
+      note(EventKind::hook, error ? EventResult::failed : EventResult::ok, stage, name, detail,
+           begin, Clock::now());
     }
     LASTCALL_CATCH(...) {}
   }
@@ -472,8 +515,19 @@ class EngineDrain {
   // The previous thread was left hanging in something: that is written down, and it is not called again.
   void write_down_abandoned() noexcept {
     const Clock::time_point now = Clock::now();
+    if (std::exchange(thread_ended_, false)) {
+      calling_ = Calling::nothing;
+      if (hook_name_ == nullptr) return;
+      note(EventKind::hook, EventResult::ok, stage_name_view(), *hook_name_, "ended its thread",
+           hook_begun_, now);
+      hook_name_ = nullptr;
+      return;
+    }
     switch (std::exchange(calling_, Calling::nothing)) {
-      case Calling::observer: observer_ = nullptr; break;
+      case Calling::observer:
+        observer_ = nullptr;
+        observer_missed_ = true;
+        break;
       case Calling::callback:
         note(EventKind::hook, EventResult::overran, stage_name_view(), callback_name_,
              "abandoned on its thread", engine_.sections[driver_ - 1].begin.load(), now);
@@ -500,10 +554,10 @@ class EngineDrain {
   void note(EventKind kind, EventResult result, std::string_view stage, std::string_view name,
             std::string_view detail, Clock::time_point begin, Clock::time_point end) noexcept {
     LASTCALL_TRY {
-      engine_.log.add({kind, result, std::string(stage), std::string(name), std::string(detail),
-                       begin, end});
+      engine_.log.add(
+          {kind, result, std::string(stage), std::string(name), std::string(detail), begin, end});
     }
-    LASTCALL_CATCH(...) {}
+    LASTCALL_CATCH(...) { engine_.log.note_lost(); }
   }
   void note_phase(Phase phase, Clock::time_point when, std::string_view detail) noexcept {
     note(EventKind::phase, EventResult::begun, {}, name_of(phase), detail, when, when);
@@ -533,7 +587,8 @@ class EngineDrain {
     note_signal(info, EventResult::ok, cause.message());
   }
   void note_signal(const SignalInfo& info, EventResult result, std::string_view detail) noexcept {
-    note(EventKind::signal, result, {}, signal_name(info.number), detail, info.received, info.received);
+    note(EventKind::signal, result, {}, signal_name(info.number), detail, info.received,
+         info.received);
   }
 
   static std::string_view what_it_did(SeenSignal::Verdict verdict) noexcept {
@@ -557,13 +612,17 @@ class EngineDrain {
       LASTCALL_TRY {
         if (!engine_.log.take(event)) break;
       }
-      LASTCALL_CATCH(...) { return true; }
+      LASTCALL_CATCH(...) {
+        observer_missed_ = true;
+        return true;
+      }
       const bool announce = request_told_ && !observer_knows_;
       bool wants_status = false;
       Observer* const observer = observer_;
       const Clock::time_point since = engine_.requested_at.load();
+      std::exception_ptr error;
       const bool mine = guarded(Calling::observer, the_observer, stage_, observer_deadline(), [&] {
-        thrown_by([&] {
+        error = thrown_by([&] {
           if (announce) {
             observer->on_request(since);
             wants_status = observer->wants_status();
@@ -572,6 +631,7 @@ class EngineDrain {
         });
       });
       if (!mine) return false;
+      if (error) observer_missed_ = true;
       if (announce) {
         observer_knows_ = true;
         wants_status_ = wants_status;
@@ -589,21 +649,22 @@ class EngineDrain {
   // A twentieth of the grace period, at most half a second: an observer that hangs must not cost the
   // hooks their time.
   Clock::time_point observer_deadline() const noexcept {
-    const Clock::duration most =
-        std::clamp<Clock::duration>(engine_.grace / 20, std::chrono::milliseconds(20),
-                                    std::chrono::milliseconds(500));
+    const Clock::duration most = std::clamp<Clock::duration>(
+        engine_.grace / 20, std::chrono::milliseconds(20), std::chrono::milliseconds(500));
     return time_after(Clock::now(), most);
   }
 
   // Waits for the bell, showing the status each second if somebody watches.
   Next show_status(Clock::time_point until) {
     if (!show_status_now()) return Next::leave;
-    return wait_for_bell(wants_status_ && observer_ != nullptr ? std::min(until, next_status_) : until);
+    return wait_for_bell(wants_status_ && observer_ != nullptr ? std::min(until, next_status_)
+                                                               : until);
   }
 
   bool show_status_now() {
     const Clock::time_point now = Clock::now();
-    if (!wants_status_ || observer_ == nullptr || now < next_status_ || is_last_thread()) return true;
+    if (!wants_status_ || observer_ == nullptr || now < next_status_ || is_last_thread())
+      return true;
     next_status_ = now + std::chrono::seconds(1);
     LiveStatus status{};
     LASTCALL_TRY {
@@ -629,14 +690,15 @@ class EngineDrain {
     if (dump_ == Dump::none) {
       engine_.dumps_wanted.store(0, std::memory_order_relaxed);
       dumped_ = who_is_in(engine_, current_thread_id());
+      ask_kernel(dumped_, deadline_after(std::chrono::milliseconds(200)));
       dump_ = Dump::taken;
       return name_stacks(dumped_, std::chrono::milliseconds(200)) ? Next::again : Next::leave;
     }
     dump_ = Dump::none;
     LASTCALL_TRY {
       const Clock::time_point now = Clock::now();
-      note(EventKind::signal, EventResult::ok, {}, "snapshot", std::to_string(dumped_.size()) + " in",
-           now, now);
+      note(EventKind::signal, EventResult::ok, {}, "snapshot",
+           std::to_string(dumped_.size()) + " in", now, now);
       for (const Straggler& straggler : dumped_) add_straggler(straggler, EventResult::begun);
       dumped_.clear();
     }
@@ -652,9 +714,8 @@ class EngineDrain {
                                          std::chrono::milliseconds(200));
     auto copy = stragglers;
     const bool mine = guarded(Calling::naming, "naming the stragglers' frames", nullptr,
-                              Clock::now() + 2 * budget, [&copy, budget] {
-                                thrown_by([&] { add_stacks(copy, budget); });
-                              });
+                              Clock::now() + 2 * budget,
+                              [&copy, budget] { thrown_by([&] { add_stacks(copy, budget); }); });
     if (mine) stragglers = std::move(copy);
     return mine;
   }
@@ -712,7 +773,8 @@ class EngineDrain {
     LASTCALL_TRY {
       if (repeats_ > most_repeats_told) {
         note(EventKind::signal, EventResult::skipped, {}, "repeated signals",
-             std::to_string(repeats_ - most_repeats_told) + " more: shutting down already", now, now);
+             std::to_string(repeats_ - most_repeats_told) + " more: shutting down already", now,
+             now);
       }
       note_phase(Phase::finished, now, describe_outcome(report_.outcome, report_.exit_code));
       report_.events = engine_.log.all();
@@ -743,16 +805,17 @@ class EngineDrain {
   const std::string* hook_name_ = nullptr;  // being called
   Clock::time_point hook_begun_{};
   const char* callback_name_ = a_callback;
-  std::deque<Hook> hooks_done_;
   bool request_told_ = false;
   bool cause_told_ = false;
   bool observer_knows_ = false;
   bool aborting_told_ = false;
   bool wants_status_ = false;
   bool flushed_ = false;
-  bool shared_out_ = false;  // the stage's deadline takes the abort into account
+  bool shared_out_ = false;      // the stage's deadline takes the abort into account
   bool callbacks_owed_ = false;  // the stage's token could not be cancelled in time for them
-  bool late_ = false;  // somebody was still in at the end
+  bool late_ = false;            // somebody was still in at the end
+  bool observer_missed_ = false;
+  bool thread_ended_ = false;  // by itself, in what it was calling
   static constexpr std::size_t most_repeats_told = 50;
   std::size_t repeats_ = 0;
   enum class Dump { none, taken };

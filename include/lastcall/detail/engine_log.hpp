@@ -5,6 +5,7 @@
 #include <lastcall/detail/event.hpp>
 #include <lastcall/detail/failure.hpp>
 
+#include <atomic>
 #include <cstddef>
 #include <deque>
 #include <mutex>
@@ -30,7 +31,7 @@ class EngineLog {
       }
       events_.push_back(std::move(event));
     }
-    LASTCALL_CATCH(...) { ++lost_; }
+    LASTCALL_CATCH(...) { note_lost(); }
   }
 
   /// From now on everything is kept, and what add_in_drain() held back follows.
@@ -40,7 +41,7 @@ class EngineLog {
     LASTCALL_TRY {
       for (Event& event : early_) events_.push_back(std::move(event));
     }
-    LASTCALL_CATCH(...) { ++lost_; }
+    LASTCALL_CATCH(...) { note_lost(); }
     early_.clear();
   }
 
@@ -51,7 +52,7 @@ class EngineLog {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!requested_) {
         LASTCALL_TRY { early_.push_back(std::move(event)); }
-        LASTCALL_CATCH(...) { ++lost_; }
+        LASTCALL_CATCH(...) { note_lost(); }
         return;
       }
     }
@@ -78,16 +79,19 @@ class EngineLog {
     return {events_.begin(), events_.end()};
   }
 
+  /// There was no memory for a line.
+  void note_lost() noexcept { lost_.fetch_add(1, std::memory_order_relaxed); }
+  bool any_lost() const noexcept { return lost_.load(std::memory_order_relaxed) != 0; }
+
+  /// Something has failed, whatever becomes of its name. Takes no lock and no memory.
+  void note_failed() noexcept { failed_.store(true, std::memory_order_release); }
   void add_failure(std::string task, std::exception_ptr error) noexcept {
+    note_failed();
     const std::lock_guard<std::mutex> lock(mutex_);
-    failed_ = true;
     LASTCALL_TRY { failures_.push_back(Failure{std::move(task), std::move(error)}); }
-    LASTCALL_CATCH(...) { ++lost_; }
+    LASTCALL_CATCH(...) { note_lost(); }
   }
-  bool any_failed() const noexcept {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return failed_;
-  }
+  bool any_failed() const noexcept { return failed_.load(std::memory_order_acquire); }
   std::vector<Failure> failures() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return failures_;
@@ -100,10 +104,10 @@ class EngineLog {
   std::deque<Event> events_;
   std::size_t first_ = 0;  // the place of events_.front() among all there ever were
   std::size_t taken_ = 0;
-  std::size_t lost_ = 0;
+  std::atomic<std::size_t> lost_{0};
   std::vector<Event> early_;
   bool requested_ = false;
-  bool failed_ = false;
+  std::atomic<bool> failed_{false};
   std::vector<Failure> failures_;
 };
 

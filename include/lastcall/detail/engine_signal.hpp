@@ -38,13 +38,24 @@ class EngineSignals {
  private:
   void sleep_until(Clock::time_point deadline) noexcept {
     pollfd watched[2] = {{trap_.fd(), POLLIN, 0}, {engine_.signal_bell.fd(), POLLIN, 0}};
-    const int ready = ::poll(watched, 2, poll_timeout(Clock::now(), deadline));
+    const int ready = ::poll(watched, 2, poll_timeout(Clock::now(), short_of(deadline)));
     const auto closed = static_cast<short>(watched[0].revents | watched[1].revents) & POLLNVAL;
     if ((ready < 0 && errno != EINTR) || (ready > 0 && closed != 0)) {
       // ENOMEM, a filter that refuses poll, or somebody has closed all descriptors: the clock must go on.
       const timespec nap{0, 1'000'000};
       ::nanosleep(&nap, nullptr);
     }
+  }
+
+  // Linux lets a poll() of 25 s be 25 ms late, and one of two minutes 100 ms: a thousandth of the time,
+  // five times that for a nice process. So all but the last hundredth is slept first. (A wait that ends
+  // too soon is nothing here: the loop looks at the clock and waits again.)
+  static Clock::time_point short_of(Clock::time_point deadline) noexcept {
+    const Clock::time_point now = Clock::now();
+    const Clock::duration left = deadline - now;
+    if (deadline == Clock::time_point::max() || left < std::chrono::milliseconds(200))
+      return deadline;
+    return deadline - std::min<Clock::duration>(left / 100, std::chrono::milliseconds(250));
   }
 
   // What on_signal() added is trapped already; this thread takes it, too.
@@ -131,7 +142,8 @@ class EngineSignals {
   void hand_to_handler(const SignalInfo& info) noexcept {
     for (SignalHandler* handler = engine_.handlers.load(std::memory_order_acquire);
          handler != nullptr; handler = handler->next) {
-      if (handler->number.load(std::memory_order_relaxed) == info.number) handler->pending.push(info);
+      if (handler->number.load(std::memory_order_relaxed) == info.number)
+        handler->pending.push(info);
     }
     engine_.handler_bell.ring();
   }
@@ -162,7 +174,7 @@ class EngineSignals {
     Clock::time_point next = section_deadline();
     if (!is_handed_over()) next = std::min(next, engine_.hard_end());
     if (engine_.marks_owed.load(std::memory_order_acquire)) {
-      next = std::min(next, Clock::now() + std::chrono::milliseconds(1));
+      next = std::min(next, Clock::now() + std::chrono::milliseconds(2));
     }
     if (!engine_.draining_claimed.load(std::memory_order_acquire)) {
       next = std::min(next, engine_.announce_until.load());
@@ -186,7 +198,8 @@ class EngineSignals {
     Section& section = engine_.sections[driver()];
     const Stage* const stage = section.stage.load(std::memory_order_relaxed);
     // seq_cst: see EngineDrain::guarded().
-    if (section.state.load(std::memory_order_seq_cst) != Section::inside || stage == nullptr) return;
+    if (section.state.load(std::memory_order_seq_cst) != Section::inside || stage == nullptr)
+      return;
     const Clock::time_point now = Clock::now();
     const Clock::duration own = std::max(section.deadline.load() - now, Clock::duration::zero());
     section.deadline.lower_to(engine_.deadline_of(*stage, now, own));
@@ -234,10 +247,10 @@ class EngineSignals {
     }
     if (is_handed_over()) return;
     int code = engine_.exit_code.load(std::memory_order_acquire);
-    if (code == EngineState::no_exit_code) {
-      write_last_words(engine_, "out of time");
-      code = engine_.options.exit_codes.overrun;
-    }
+    // Once all has been told there may only be the flush left, which hangs.
+    const bool told = engine_.told.load(std::memory_order_acquire);
+    write_last_words(engine_, "out of time", told ? LastWords::calls : LastWords::everybody);
+    if (code == EngineState::no_exit_code) code = engine_.options.exit_codes.overrun;
     leave(code);
   }
 

@@ -21,25 +21,32 @@ inline Straggler straggler_of(std::string name, std::string stage, const SourceL
   straggler.where = where;
   straggler.age = Clock::now() - since;
   straggler.thread_id = thread;
-  if (thread > 0) {
-    straggler.thread_name = thread_name(thread);
-    straggler.waiting_in = waiting_in(thread);
-  }
   return straggler;
 }
 
-/// Everybody who is in a stage or hangs in a hook. May throw std::bad_alloc. The calling thread's own
-/// section doesn't count.
+/// Adds what the kernel says of their threads: some 50 us each, so past `until` the rest go without.
+inline void ask_kernel(std::vector<Straggler>& stragglers, Clock::time_point until) {
+  for (Straggler& straggler : stragglers) {
+    if (straggler.thread_id <= 0) continue;
+    if (Clock::now() >= until) return;
+    straggler.thread_name = thread_name(straggler.thread_id);
+    straggler.waiting_in = waiting_in(straggler.thread_id);
+  }
+}
+
+/// Everybody who is in a stage or hangs in a hook, by name. May throw std::bad_alloc. The calling
+/// thread's own section doesn't count.
 inline std::vector<Straggler> who_is_in(const EngineState& engine, pid_t but_not = 0) {
   std::vector<Straggler> all;
-  for (const Stage* stage = engine.first_stage; stage != nullptr; stage = EngineState::after(*stage)) {
+  for (const Stage* stage = engine.first_stage; stage != nullptr;
+       stage = EngineState::after(*stage)) {
     const WaitGroup& group = EngineState::group_of(*stage);
     // The count first: whoever enters between the two must not look like a negative number.
     const std::size_t count = group.count();
     const std::vector<WaitGroup::Member> members = group.members();
     for (const WaitGroup::Member& member : members) {
-      all.push_back(straggler_of(member.name, stage->name(), member.where, member.entered,
-                                 member.thread_id));
+      all.push_back(
+          straggler_of(member.name, stage->name(), member.where, member.entered, member.thread_id));
     }
     if (count > members.size()) {
       Straggler unnamed = straggler_of(std::to_string(count - members.size()) + " unnamed",

@@ -83,7 +83,11 @@ std::exception_ptr thrown_by(Function&& function) {
 // abandoned stays readable for as long as it hangs. Other threads read it at any time, so each member
 // is one atomic; what the pointers point to lives as long as the engine.
 struct Section {
-  enum class Kind : std::uint8_t { hook, observer, flush };  // hook: and callbacks; who is "still in"
+  enum class Kind : std::uint8_t {
+    hook,
+    observer,
+    flush
+  };  // hook: and callbacks; who is "still in"
 
   static constexpr std::uint32_t idle = 0;
   static constexpr std::uint32_t inside = 1;
@@ -101,7 +105,15 @@ struct Section {
 
 // A signal that was received, on its way to the drain thread, which tells the observer.
 struct SeenSignal {
-  enum class Verdict : std::uint8_t { shutdown, repeated, echo, skips_delay, aborts, dump, handled };
+  enum class Verdict : std::uint8_t {
+    shutdown,
+    repeated,
+    echo,
+    skips_delay,
+    aborts,
+    dump,
+    handled
+  };
   SignalInfo info{};
   Verdict verdict{};
 };
@@ -238,7 +250,8 @@ struct EngineState : StageHost {
   Word done{not_done};
   static constexpr int no_exit_code = std::numeric_limits<int>::min();
   std::atomic<int> exit_code{no_exit_code};  // set before done_with_report
-  std::atomic<bool> leaving{false};  // somebody is flushing, and then ends the process
+  std::atomic<bool> told{false};             // the observer has been told all that the report says
+  std::atomic<bool> leaving{false};          // somebody is flushing, and then ends the process
 
   EngineLog log;
   std::atomic<std::size_t> spawned_in{0};  // spawned tasks of all stages, for stop_when_idle
@@ -294,11 +307,13 @@ struct EngineState : StageHost {
   }
   void task_left(bool counts) noexcept {
     // acq_rel: the last one out has seen all the others out.
-    if (spawned_in.fetch_sub(1, std::memory_order_acq_rel) == 1 && counts && options.stop_when_idle) {
+    if (spawned_in.fetch_sub(1, std::memory_order_acq_rel) == 1 && counts &&
+        options.stop_when_idle) {
       request(idle_cause);
     }
   }
   void task_failed(Stage& stage, const Failure& failure) noexcept override {
+    log.note_failed();  // there may be no memory for more
     LASTCALL_TRY { log.add_failure(failure.task, failure.error); }
     LASTCALL_CATCH(...) {}
     static_cast<void>(stage);
@@ -308,10 +323,11 @@ struct EngineState : StageHost {
     // Before the request only failures are worth a line: a service may spawn for years.
     if (task.failure != nullptr || requested()) {
       LASTCALL_TRY {
-        log.add_in_drain({EventKind::task, task.failure != nullptr ? EventResult::failed : EventResult::ok,
-                 stage.name(), task.name,
-                 task.failure != nullptr ? describe_exception(task.failure->error) : std::string(),
-                 task.begin, task.end});
+        log.add_in_drain(
+            {EventKind::task, task.failure != nullptr ? EventResult::failed : EventResult::ok,
+             stage.name(), task.name,
+             task.failure != nullptr ? describe_exception(task.failure->error) : std::string(),
+             task.begin, task.end});
       }
       LASTCALL_CATCH(...) {}
       drain_bell.ring();
@@ -325,7 +341,10 @@ struct EngineState : StageHost {
     const TaskScope scope(this, name);
     const Clock::time_point begin = Clock::now();
     const std::exception_ptr error = thrown_by(hook);
-    if (error) log.add_failure(name, error);
+    if (error) {
+      log.note_failed();
+      log.add_failure(name, error);
+    }
     log.add({EventKind::hook, error ? EventResult::failed : EventResult::ok, stage.name(), name,
              error ? describe_exception(error) : std::string(), begin, Clock::now()});
     drain_bell.ring();
@@ -368,7 +387,9 @@ struct EngineState : StageHost {
   Cause cause() const noexcept {
     return CauseAccess::share(cause_record.load(std::memory_order_acquire));
   }
-  bool requested() const noexcept { return phase.load(std::memory_order_acquire) != Phase::running; }
+  bool requested() const noexcept {
+    return phase.load(std::memory_order_acquire) != Phase::running;
+  }
 
   void raise_phase(Phase to) noexcept {
     Phase seen = phase.load(std::memory_order_relaxed);
@@ -392,8 +413,8 @@ struct EngineState : StageHost {
   void abort() noexcept {
     // seq_cst: see EngineDrain::guarded().
     if (abort_claimed.exchange(true, std::memory_order_seq_cst)) return;
-    start_draining();
     aborting_since.store(Clock::now());
+    start_draining();
     raise_phase(Phase::aborting);
     for (Stage* stage = first_stage; stage != nullptr; stage = stage->next()) mark(*stage);
     mark_abort();
@@ -422,13 +443,27 @@ struct EngineState : StageHost {
     if (ready.load(std::memory_order_acquire)) return;
     // Not a lock to wait for: who has it may have been stopped, too.
     if (!busy.exchange(true, std::memory_order_acquire)) {
-      const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(5);
-      const bool done = ready.load(std::memory_order_relaxed) || mark_until(root, work, patience);
-      if (done) ready.store(true, std::memory_order_release);
+      const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(2);
+      const bool all = ready.load(std::memory_order_relaxed) || mark_until(root, work, patience);
+      if (all) ready.store(true, std::memory_order_release);
       busy.store(false, std::memory_order_release);
-      if (done) return;
+      if (all) return;
     }
     marks_owed.store(true, std::memory_order_release);
+  }
+  /// Whether a lock in a tree is held by a thread that was stopped: who waits for it waits for ever.
+  bool has_stuck_marks() const noexcept {
+    if (abort_claimed.load(std::memory_order_acquire) &&
+        !abort_work_ready.load(std::memory_order_acquire)) {
+      return true;
+    }
+    for (const Stage* stage = first_stage; stage != nullptr; stage = stage->next()) {
+      if (stage->mark_wanted_.load(std::memory_order_acquire) &&
+          !stage->work_ready_.load(std::memory_order_acquire)) {
+        return true;
+      }
+    }
+    return false;
   }
   bool mark_until(Node* root, CancelWork& work, Clock::time_point patience) noexcept {
     bool all = false;
@@ -461,7 +496,8 @@ struct EngineState : StageHost {
   Clock::time_point deadline_of(const Stage& stage, Clock::time_point now,
                                 Clock::duration own) const noexcept {
     const bool aborted = abort_claimed.load(std::memory_order_acquire);
-    const Clock::time_point limit = aborted ? wait_until() : std::min(abort_at.load(), wait_until());
+    const Clock::time_point limit =
+        aborted ? wait_until() : std::min(abort_at.load(), wait_until());
     Clock::duration promised = own;
     for (const Stage* later = stage.next(); later != nullptr; later = later->next()) {
       promised += later->budget_;
@@ -485,9 +521,10 @@ struct EngineState : StageHost {
     return Clock::time_point::max();
   }
 
-  /// When the signal thread ends the process by itself.
+  /// When the signal thread ends the process by itself. What is left of the 100 ms after it is for the
+  /// last words, and for the kernel, which takes thousands of threads apart.
   Clock::time_point hard_end() const noexcept {
-    return time_after(end_at.load(), Clock::duration(std::chrono::milliseconds(40)));
+    return time_after(end_at.load(), Clock::duration(std::chrono::milliseconds(20)));
   }
 };
 

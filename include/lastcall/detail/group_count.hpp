@@ -16,9 +16,10 @@ class alignas(cache_line) GroupCount {
  public:
   // The word: three flags, and below them the central count. A count of `exact_end` and more means that
   // it is kept in the slots too, and then the central part has `bias` on it.
-  static constexpr std::uint64_t fast = std::uint64_t{1} << 63;     // threads count in their own slots
-  static constexpr std::uint64_t closed = std::uint64_t{1} << 62;   // nobody enters any more
-  static constexpr std::uint64_t waiting = std::uint64_t{1} << 61;  // the list of waiters isn't empty
+  static constexpr std::uint64_t fast = std::uint64_t{1} << 63;  // threads count in their own slots
+  static constexpr std::uint64_t closed = std::uint64_t{1} << 62;  // nobody enters any more
+  static constexpr std::uint64_t waiting = std::uint64_t{1}
+                                           << 61;  // the list of waiters isn't empty
   static constexpr std::uint64_t count_mask = waiting - 1;
   static constexpr std::uint64_t bias = std::uint64_t{1} << 60;
   static constexpr std::uint64_t exact_end = std::uint64_t{1} << 59;
@@ -44,9 +45,7 @@ class alignas(cache_line) GroupCount {
 
   /// G3: lock-free, and no system call.
   void close() noexcept { word_.fetch_or(closed, std::memory_order_seq_cst); }
-  bool is_closed() const noexcept {
-    return (word_.load(std::memory_order_acquire) & closed) != 0;
-  }
+  bool is_closed() const noexcept { return (word_.load(std::memory_order_acquire) & closed) != 0; }
 
   /// Exact when nobody is entering or leaving.
   std::size_t value() noexcept {
@@ -319,7 +318,8 @@ inline bool GroupCount::try_lock_for(unsigned turns) noexcept {
 inline bool GroupCount::lock_until(Clock::time_point deadline) noexcept {
   Backoff backoff;
   for (unsigned turn = 0; !lock_.try_lock(); ++turn) {
-    if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline) return false;
+    if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline)
+      return false;
     backoff.pause();
   }
   return true;

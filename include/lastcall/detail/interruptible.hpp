@@ -49,13 +49,15 @@ inline bool is_unclaimed(const struct sigaction& action, bool also_ignored) noex
 // Makes `number` ours if nobody has it.
 inline bool claim_interrupt(int number, bool also_ignored) noexcept {
   struct sigaction before {};
-  if (::sigaction(number, nullptr, &before) != 0 || !is_unclaimed(before, also_ignored)) return false;
+  if (::sigaction(number, nullptr, &before) != 0 || !is_unclaimed(before, also_ignored))
+    return false;
   struct sigaction ours {};
   ours.sa_handler = &lastcall_interrupt_handler;
   ours.sa_flags = SA_ONSTACK;  // and not SA_RESTART
   ::sigemptyset(&ours.sa_mask);
   if (::sigaction(number, &ours, &before) != 0) return false;
-  if (is_unclaimed(before, also_ignored) || before.sa_handler == &lastcall_interrupt_handler) return true;
+  if (is_unclaimed(before, also_ignored) || before.sa_handler == &lastcall_interrupt_handler)
+    return true;
   ::sigaction(number, &before, nullptr);  // somebody was quicker
   return false;
 }

@@ -68,7 +68,9 @@ class JsonWriter {
     out_ += "null";
     return *this;
   }
-  JsonWriter& member(std::string_view name, std::string_view text) { return key(name).string(text); }
+  JsonWriter& member(std::string_view name, std::string_view text) {
+    return key(name).string(text);
+  }
   JsonWriter& member(std::string_view name, std::int64_t value) { return key(name).number(value); }
   /// A line break between elements, for who opens the file in an editor.
   JsonWriter& new_line() {

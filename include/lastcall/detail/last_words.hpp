@@ -47,27 +47,37 @@ class LastLine {
   std::size_t used_ = 0;
 };
 
+/// Whom the last words name: the report has been told already, and only what is called now hangs; or all.
+enum class LastWords { calls, everybody };
+
 /// Names the hooks that hang and every named member. Allocates nothing and takes no lock that user code
-/// can hold; a list whose lock can't be had is only counted.
-inline void write_last_words(EngineState& engine, std::string_view why) noexcept {
+/// can hold; a list whose lock can't be had is only counted. With thousands of members it is a matter of
+/// time: after 10 ms they are no longer asked what they wait in, after 20 ms they are counted.
+inline void write_last_words(EngineState& engine, std::string_view why,
+                             LastWords whom = LastWords::everybody) noexcept {
   const int fd = engine.options.last_words;
   if (fd < 0) return;
   const Clock::time_point now = Clock::now();
+  const Clock::time_point last_question = now + std::chrono::milliseconds(10);
+  const Clock::time_point last_name = now + std::chrono::milliseconds(20);
   const auto milliseconds_since = [&](Clock::time_point since) {
     return static_cast<long long>(
         std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count());
   };
   LastLine line;
-  (line << "lastcall: " << why << " after " << milliseconds_since(engine.requested_at.load()) << " ms; still in:")
+  (line << "lastcall: " << why << " after " << milliseconds_since(engine.requested_at.load())
+        << " ms; still in:")
       .write_to(fd);
   char kernel[96];
   const auto where_it_waits = [&](pid_t thread) {
-    const std::size_t size = thread > 0 ? waiting_in(thread, kernel, sizeof kernel) : 0;
+    if (thread <= 0 || Clock::now() >= last_question) return;
+    const std::size_t size = waiting_in(thread, kernel, sizeof kernel);
     if (size > 0) line << ", in " << std::string_view(kernel, size);
   };
   for (const Section& section : engine.sections) {
     const std::uint32_t state = section.state.load(std::memory_order_acquire);
-    if (state != Section::inside && state != Section::abandoned) continue;
+    if (state != Section::inside && (state != Section::abandoned || whom == LastWords::calls))
+      continue;
     const Stage* const stage = section.stage.load(std::memory_order_relaxed);
     const pid_t thread = section.thread_id.load(std::memory_order_relaxed);
     line << "lastcall:   '" << section.name.load(std::memory_order_relaxed) << "'";
@@ -77,17 +87,29 @@ inline void write_last_words(EngineState& engine, std::string_view why) noexcept
     where_it_waits(thread);
     line.write_to(fd);
   }
-  for (const Stage* stage = engine.first_stage; stage != nullptr; stage = EngineState::after(*stage)) {
+  if (whom == LastWords::calls) return;
+  for (const Stage* stage = engine.first_stage; stage != nullptr;
+       stage = EngineState::after(*stage)) {
     const WaitGroup& group = EngineState::group_of(*stage);
-    const bool seen =
-        WaitGroupAccess::visit_members(group, [&](const MemberView& member) noexcept {
-          line << "lastcall:   '" << member.name << "' of stage '" << stage->name() << "' ("
-               << std::string_view(member.where.file_name()) << ":"
-               << static_cast<long long>(member.where.line()) << "), " << milliseconds_since(member.entered)
-               << " ms, thread " << static_cast<long long>(member.thread_id);
-          where_it_waits(member.thread_id);
-          line.write_to(fd);
-        });
+    std::size_t passed_by = 0;
+    const bool seen = WaitGroupAccess::visit_members(group, [&](const MemberView& member) noexcept {
+      if (passed_by != 0 || Clock::now() >= last_name) {
+        ++passed_by;
+        return;
+      }
+      line << "lastcall:   '" << member.name << "' of stage '" << stage->name() << "' ("
+           << std::string_view(member.where.file_name()) << ":"
+           << static_cast<long long>(member.where.line()) << "), "
+           << milliseconds_since(member.entered) << " ms, thread "
+           << static_cast<long long>(member.thread_id);
+      where_it_waits(member.thread_id);
+      line.write_to(fd);
+    });
+    if (passed_by != 0) {
+      line << "lastcall:   " << static_cast<long long>(passed_by) << " more of stage '"
+           << stage->name() << "'";
+      line.write_to(fd);
+    }
     if (!seen) {
       line << "lastcall:   " << static_cast<long long>(WaitGroupAccess::named_count(group))
            << " whose names can't be read, of stage '" << stage->name() << "'";

@@ -214,8 +214,8 @@ class LineWriter {
     torn_ = sent != 0 && piece[sent - 1] != '\n';
   }
   std::size_t send(std::string_view text) {
-    const std::size_t sent = write_bounded(fd_, text.data(), text.size(),
-                                           stuck_ ? Clock::duration::zero() : patience_);
+    const std::size_t sent =
+        write_bounded(fd_, text.data(), text.size(), stuck_ ? Clock::duration::zero() : patience_);
     stuck_ = sent < text.size();
     return sent;
   }

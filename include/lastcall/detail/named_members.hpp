@@ -85,7 +85,8 @@ class NamedMembers {
   }
 
   void link(NamedMember& member) noexcept {
-    member.stripe = static_cast<std::uint32_t>(member.thread.load(std::memory_order_relaxed)) % stripes;
+    member.stripe =
+        static_cast<std::uint32_t>(member.thread.load(std::memory_order_relaxed)) % stripes;
     Stripe& stripe = stripe_of(member);
     stripe.lock.lock();
     member.turn = stripe.turns++;

@@ -83,8 +83,8 @@ class Nudge : private TimerLink {
   }
 
   void try_again() noexcept {
-    const bool wanted = (state_.load(std::memory_order_acquire) & leaving) == 0 &&
-                        process_ == ::getpid();
+    const bool wanted =
+        (state_.load(std::memory_order_acquire) & leaving) == 0 && process_ == ::getpid();
     if (wanted && !attempt_(target_)) arm_or_not();
     Word* const state = &state_;
     // release: this attempt happens before stop() returns. After it the Nudge may be gone.

@@ -51,7 +51,7 @@ class Ref {
   }
   ~Ref() {
     if (object_ == nullptr || !object_->drop_ref()) return;
-    if constexpr (requires(T& object) { object.last_ref_gone(); }) object_->last_ref_gone();
+    if constexpr (requires(T & object) { object.last_ref_gone(); }) object_->last_ref_gone();
     delete object_;
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lastcall/detail/signal_inbox.hpp>
+#include <lastcall/detail/signal_links.hpp>
 #include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/signal_registry.hpp>
 #include <lastcall/signal_info.hpp>
@@ -48,8 +49,9 @@ inline void raise_again(const SignalSet& numbers) noexcept {
   }
 }
 
-/// Whether this process ignores the number, as far as anybody can see: also if it is a handler of ours
-/// that does the ignoring, after its last trap has gone. Throws nothing; false for no signal number.
+/// Whether this process ignores the number, as far as anybody can see: also if it is a handler of
+/// ours that does the ignoring, after its last trap has gone. Throws nothing; false for no signal
+/// number.
 inline bool is_ignored(int number) noexcept {
   if (!is_signal_number(number)) return false;
   const SignalRegistryLock lock;
@@ -70,8 +72,8 @@ inline void unblock(const int* numbers, std::size_t count) noexcept {
   ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }
 
-/// A pipe with the signals that are subscribed to it. subscribe() may be called by any thread at any
-/// time; reading is for one thread at a time, and so is the end.
+/// A pipe with the signals that are subscribed to it. subscribe() may be called by any thread at
+/// any time; reading is for one thread at a time, and so is the end.
 class TrapCore {
  public:
   /// Throws std::system_error (EMFILE, ENFILE) or std::bad_alloc.
@@ -87,17 +89,18 @@ class TrapCore {
 
   /// Traps all the numbers, or none and throws: std::invalid_argument for a number that can't be
   /// trapped or an empty list, std::logic_error for one that a live SignalIgnore holds,
-  /// std::system_error where the system refuses. Numbers that are subscribed already stay so. With a
-  /// list of several, nobody may be reading yet.
+  /// std::system_error where the system refuses. Numbers that are subscribed already stay so. With
+  /// a list of several, nobody may be reading yet.
   void subscribe(std::span<const int> numbers, ThreadMask mask = ThreadMask::keep) {
     subscribe(checked_signals(numbers), mask);
   }
   void subscribe(int number) { subscribe(std::span<const int>(&number, 1)); }
 
-  /// Puts every disposition back that nobody else has changed, and the mask of this thread if it was
-  /// this core that changed it. From its return on no handler touches the core. What was not read is
-  /// dropped (somebody may still be reading then), or raised again where it met SIG_DFL and no
-  /// other trap of this registry got it (then nobody may be). Idempotent; the descriptor stays open.
+  /// Puts every disposition back that nobody else has changed, and the mask of this thread if it
+  /// was this core that changed it. From its return on no handler touches the core. What was not
+  /// read is dropped (somebody may still be reading then), or raised again where it met SIG_DFL and
+  /// no other trap of this registry got it (then nobody may be). Idempotent; the descriptor stays
+  /// open.
   void unsubscribe_all(Unread unread) noexcept { raise_again(withdraw(unread)); }
 
   /// The same, but says what is to be raised again instead of doing so.
@@ -125,9 +128,9 @@ class TrapCore {
   /// Polls readable while a signal is pending. Never to be read from.
   int fd() const noexcept { return member_->inbox.fd(); }
 
-  /// Takes up to `most` pending signals: SIGINT first, then SIGTERM, then by number, first come first
-  /// served within one. Never blocks, takes no lock, allocates nothing, keeps errno. If it leaves any,
-  /// fd() stays readable.
+  /// Takes up to `most` pending signals: SIGINT first, then SIGTERM, then by number, first come
+  /// first served within one. Never blocks, takes no lock, allocates nothing, keeps errno. If it
+  /// leaves any, fd() stays readable.
   std::size_t read_batch(SignalInfo* out, std::size_t most) noexcept {
     return is_foreign() ? 0 : member_->inbox.take(out, most);
   }
@@ -172,13 +175,14 @@ class TrapCore {
         return;
       }
       // What came in meanwhile came too early: it does what it would have done.
-      if (!added.empty()) to_raise = member_->inbox.discard(unlink(added));
+      const SignalSet defaults = unlink(added);
+      if (!added.empty()) to_raise = member_->inbox.discard(added) & defaults;
     }
     raise_again(to_raise);
     if (result == Subscribed::no_memory) throw_or_die(std::bad_alloc());
     if (result == Subscribed::no_layer) {
-      throw_logic_error(describe_signal(failed) + " can't be trapped: " +
-                        std::to_string(signal_layers) +
+      throw_logic_error(describe_signal(failed) +
+                        " can't be trapped: " + std::to_string(signal_layers) +
                         " handlers of lastcall's lie under other people's already");
     }
     throw_system_error(error, "installing the handler of " + describe_signal(failed));

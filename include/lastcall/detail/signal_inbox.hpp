@@ -1,9 +1,9 @@
 // Where the handler leaves signals for one trap, and where the trap's reader finds them.
 //
-// The writing half (post) is for signal handlers, on any thread, several at once; it never blocks. The
-// reading half is for one thread at a time. Between them are a pipe that carries whole records, and for
-// each number one spill: the place for a record that found the pipe full. The invariants I1 to I4 are
-// at the head of <lastcall/signal_trap.hpp>.
+// The writing half (post) is for signal handlers, on any thread, several at once; it never blocks.
+// The reading half is for one thread at a time. Between them are a pipe that carries whole records,
+// and for each number one spill: the place for a record that found the pipe full. The invariants I1
+// to I4 are at the head of <lastcall/signal_trap.hpp>.
 #pragma once
 
 #include <lastcall/detail/clock.hpp>
@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <ctime>
 #include <memory>
+#include <type_traits>
 
 #if LASTCALL_LINUX
 #include <sys/syscall.h>
@@ -29,35 +30,24 @@
 namespace lastcall::detail {
 
 /// One signal on its way through the pipe. Number 0 is a bell: it says "look", and nothing else.
+/// Without initialisers, so that an array of them is not written to before it is used; SignalRecord{} is
+/// all zeros.
 struct SignalRecord {
-  Clock::rep received = 0;
-  std::int32_t code = 0;
-  pid_t sender_pid = 0;
-  uid_t sender_uid = 0;
-  std::uint16_t number = 0;
-  bool exclusive = false;  // no other trap of this registry got it
-  std::uint8_t unused = 0;  // where padding would be: no stray byte of the stack is written
+  Clock::rep received;
+  std::int32_t code;
+  pid_t sender_pid;
+  uid_t sender_uid;
+  std::uint16_t number;
+  bool exclusive;       // no other trap of this registry got it
+  std::uint8_t unused;  // where padding would be: no stray byte of the stack is written
 };
+static_assert(std::is_trivially_default_constructible_v<SignalRecord>);
 // POSIX: writes up to PIPE_BUF (512 at least) are atomic, so records of many handlers never mix.
 static_assert(sizeof(SignalRecord) <= 512);
 static_assert(signal_limit <= 65536);
 
-// write(2) and read(2) are cancellation points: a thread with a pthread_cancel() pending that is
-// interrupted by our handler would unwind out of it, and I6 would wait for it for ever. The bare system
-// calls are none.
-#if LASTCALL_LINUX && !defined(LASTCALL_TSAN)
-
-inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
-  return static_cast<ssize_t>(::syscall(SYS_write, fd, from, size));
-}
-inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
-  return static_cast<ssize_t>(::syscall(SYS_read, fd, to, size));
-}
-
-#else
-
-// Elsewhere, and for ThreadSanitizer, which has to see the calls: cancellation is put off. POSIX doesn't
-// list the function as async-signal-safe, but it sets a flag of the thread and does nothing else.
+/// Makes the system calls of its scope no cancellation points. POSIX doesn't list the function as
+/// async-signal-safe, but it sets a flag of the thread and does nothing else.
 class PutOffCancellation {
  public:
 #if defined(PTHREAD_CANCEL_DISABLE)
@@ -73,6 +63,17 @@ class PutOffCancellation {
   [[maybe_unused]] int before_ = 0;
 };
 
+// write(2) and read(2) are cancellation points: a thread with a pthread_cancel() pending that is
+// interrupted by our handler would unwind out of it, and I6 would wait for it for ever. The bare
+// system calls are none. (ThreadSanitizer has to see the calls.)
+#if LASTCALL_LINUX && !defined(LASTCALL_TSAN)
+inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
+  return static_cast<ssize_t>(::syscall(SYS_write, fd, from, size));
+}
+inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
+  return static_cast<ssize_t>(::syscall(SYS_read, fd, to, size));
+}
+#else
 inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
   const PutOffCancellation put_off;
   return ::write(fd, from, size);
@@ -81,7 +82,6 @@ inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
   const PutOffCancellation put_off;
   return ::read(fd, to, size);
 }
-
 #endif
 
 /// What the library's clock says, by an async-signal-safe call.
@@ -109,6 +109,7 @@ class SignalInbox {
     // As many as the pipe holds, so that one reading empties it, and one of each number beyond.
     roomy_ = bytes / sizeof(SignalRecord);
     // Not initialised: memory that no signal has needed is never touched.
+    // NOLINTNEXTLINE(modernize-make-unique): that would
     entries_.reset(new Entry[roomy_ + static_cast<std::size_t>(signal_limit)]);
   }
   SignalInbox(const SignalInbox&) = delete;
@@ -214,7 +215,8 @@ class SignalInbox {
     return done >= 0;
   }
 
-  // A full pipe needs no bell: it is readable, and who empties it looks at the spills afterwards (I2).
+  // A full pipe needs no bell: it is readable, and who empties it looks at the spills afterwards
+  // (I2).
   void ring() noexcept { put(SignalRecord{}); }
 
   void spill(const SignalRecord& record) noexcept {
@@ -225,8 +227,9 @@ class SignalInbox {
       const bool take_it = (seen & phase) == empty;
       const std::uint32_t next = take_it ? filling | mine : seen | mine;
       // Also where it changes nothing: an exchange that succeeds has seen the latest value, so the
-      // record that this one merges into is pending still. Acquire: the reader has copied the record
-      // before; release: the reader of that record has seen all that came before this signal.
+      // record that this one merges into is pending still. Acquire: the reader has copied the
+      // record before; release: the reader of that record has seen all that came before this
+      // signal.
       if (to.state.compare_exchange_weak(seen, next, std::memory_order_acq_rel,
                                          std::memory_order_relaxed)) {
         if (!take_it) return;
@@ -238,11 +241,12 @@ class SignalInbox {
     to.state.fetch_xor(filling ^ full, std::memory_order_release);
   }
 
-  // Moves all that is pending into the queues: the pipe first, then the spills (I2 needs that order).
+  // Moves all that is pending into the queues: the pipe first, then the spills (I2 needs that
+  // order).
   void gather() noexcept {
     SignalRecord batch[64];
-    // No more than the pipe holds, so that a storm can't keep the reader here; what was in it when the
-    // reader came is read in any case.
+    // No more than the pipe holds, so that a storm can't keep the reader here; what was in it when
+    // the reader came is read in any case.
     for (std::size_t read = 0; read < roomy_;) {
       const ssize_t got = pipe_read(pipe_.read_end.get(), batch, sizeof batch);
       if (got < 0 && errno == EINTR) continue;

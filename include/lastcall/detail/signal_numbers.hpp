@@ -14,7 +14,7 @@ namespace lastcall::detail {
 
 /// One more than the largest signal number.
 #if defined(_SIG_MAXSIG)
-inline constexpr int signal_limit = _SIG_MAXSIG + 1;  // the BSDs: NSIG leaves out the real-time ones
+inline constexpr int signal_limit = _SIG_MAXSIG + 1;  // NSIG leaves out the real-time ones here
 #elif defined(_NSIG)
 inline constexpr int signal_limit = _NSIG;
 #elif defined(NSIG)
@@ -141,8 +141,8 @@ inline std::string describe_signal(int number) {
   return std::string(name) + " (" + std::to_string(number) + ")";
 }
 
-/// Throws std::invalid_argument, naming the number, if a handler for it can't be had or could only do
-/// harm. `done` is what was asked for: "trapped", "ignored".
+/// Throws std::invalid_argument, naming the number, if a handler for it can't be had or could only
+/// do harm. `done` is what was asked for: "trapped", "ignored".
 inline void check_signal(int number, const char* done) {
   bool known = is_signal_number(number);
 #if defined(SIGRTMAX)
@@ -181,6 +181,13 @@ class SignalSet {
     return true;
   }
 
+  /// The numbers that are in both.
+  friend constexpr SignalSet operator&(const SignalSet& a, const SignalSet& b) noexcept {
+    SignalSet both = a;
+    for (std::size_t at = 0; at < words; ++at) both.words_[at] &= b.words_[at];
+    return both;
+  }
+
   /// Who is handed out first: SIGINT, then SIGTERM, then by number; 0 if the set is empty.
   constexpr int most_urgent() const noexcept {
     if (has(SIGINT)) return SIGINT;
@@ -205,7 +212,8 @@ class SignalSet {
   static constexpr std::uint64_t mask_of(int number) noexcept {
     return std::uint64_t{1} << bit_of(number);
   }
-  std::uint64_t words_[static_cast<std::size_t>(signal_limit - 1) / 64U + 1] = {};
+  static constexpr std::size_t words = static_cast<std::size_t>(signal_limit - 1) / 64U + 1;
+  std::uint64_t words_[words] = {};
 };
 
 }  // namespace lastcall::detail

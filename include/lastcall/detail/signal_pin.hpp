@@ -1,8 +1,8 @@
 // Keeps the code of a signal handler in memory.
 //
-// Nobody can know that no thread is about to run a handler, or that no other handler has ours written
-// down as the one to call next. So a shared object that has once put a handler in place must never be
-// unloaded: this makes its dlclose() do nothing.
+// Nobody can know that no thread is about to run a handler, or that no other handler has ours
+// written down as the one to call next. So a shared object that has once put a handler in place
+// must never be unloaded: this makes its dlclose() do nothing.
 #pragma once
 
 #include <lastcall/detail/config.hpp>

@@ -33,6 +33,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
@@ -99,6 +100,7 @@ struct ProbePool {
   std::atomic<pid_t> owner{};  // the process that has a capture going on; 0: none
   Word released{};             // counts captures that are over
   Word answers{};              // counts slots that were filled
+  std::atomic<int> inside{};   // threads that are in the handler
   std::array<ProbeSlot, size> slots{};
 };
 inline constinit ProbePool probe_pool{};
@@ -149,9 +151,10 @@ inline void fill_slot(ProbeSlot& slot, const void* context) noexcept {
 }
 
 // Who sent the signal doesn't matter (and isn't known once the queue of pending signals is full): a
-// thread that wasn't asked finds no slot.
+// thread that wasn't asked finds no slot. One that was asked twice may get one signal for both.
 inline void on_probe(int, siginfo_t*, void* context) noexcept {
   const int saved = errno;
+  probe_pool.inside.fetch_add(1, std::memory_order_relaxed);
   const pid_t self = current_thread_id();
   for (ProbeSlot& slot : probe_pool.slots) {
     // acquire: with the word comes the thread that the slot is for.
@@ -167,9 +170,9 @@ inline void on_probe(int, siginfo_t*, void* context) noexcept {
     slot.state.store(use + slot_full, std::memory_order_release);  // hands over the frames
     probe_pool.answers.fetch_add(1, std::memory_order_release);
     futex_wake_all(&probe_pool.answers);
-    break;
   }
   errno = saved;
+  probe_pool.inside.fetch_sub(1, std::memory_order_relaxed);
 }
 
 /// One capture at a time; waits for another one until `deadline`. A process forked in the middle of one
@@ -242,15 +245,18 @@ class ProbeHandler {
   int number_ = 0;
 };
 
-/// Whether the thread blocks that signal now.
-inline bool is_blocking(pid_t thread, int number) noexcept {
+/// Whether the signal has been sent to the thread and waits there, blocked.
+inline bool is_refusing(pid_t thread, int number) noexcept {
   char buffer[4096];
   const std::string_view status = read_thread_file(thread, "status", buffer, sizeof buffer);
-  const std::size_t at = status.find("\nSigBlk:");
-  if (at == std::string_view::npos) return false;
-  std::string_view rest = status.substr(at + 8);
-  const std::uint64_t mask = parse_number(take_word(rest), 16);
-  return (mask >> static_cast<unsigned>(number - 1) & 1U) != 0;
+  std::uint64_t both = std::uint64_t{1} << static_cast<unsigned>(number - 1);
+  for (const std::string_view mask : {"\nSigPnd:", "\nSigBlk:"}) {
+    const std::size_t at = status.find(mask);
+    if (at == std::string_view::npos) return false;
+    std::string_view rest = status.substr(at + mask.size());
+    both &= parse_number(take_word(rest), 16);
+  }
+  return both != 0;
 }
 
 /// The capture itself: hands out slots, sends the signal, gathers what comes back.
@@ -280,7 +286,7 @@ class StackCapture {
   struct Ask {
     std::size_t stack = nobody;  // whose
     std::uint32_t use = 0;       // of the slot
-    int refusals = 0;            // how often in a row it was seen to block the signal
+    int refusals = 0;            // how often in a row it was seen to refuse
   };
 
   void gather() noexcept {
@@ -288,7 +294,8 @@ class StackCapture {
       Ask& ask = asks_[at];
       ProbeSlot& slot = probe_pool.slots[at];
       // acquire: pairs with the handler's release, the frames are there.
-      if (ask.stack == nobody || slot.state.load(std::memory_order_acquire) != ask.use + slot_full) {
+      if (ask.stack == nobody ||
+          slot.state.load(std::memory_order_acquire) != ask.use + slot_full) {
         continue;
       }
       RawStack& stack = stacks_[ask.stack];
@@ -312,17 +319,21 @@ class StackCapture {
       slot.state.store(state + slot_asked, std::memory_order_release);
       ask = {next_++, state, 0};
       ++waiting_;
-      if (::syscall(SYS_tgkill, ::getpid(), stacks_[ask.stack].thread_id, number_) != 0) give_up(at);
+      if (::syscall(SYS_tgkill, ::getpid(), stacks_[ask.stack].thread_id, number_) != 0)
+        give_up(at);
     }
   }
 
-  // A thread may block signals for a moment (while it makes another thread): asked three times.
+  // A thread may block signals for a moment, while it makes another thread, so it is asked several times.
+  // In the handler it blocks them, too: as long as somebody is in there nobody is judged.
   void drop_the_silent() noexcept {
+    const bool fair = probe_pool.inside.load(std::memory_order_relaxed) == 0;
     for (std::size_t at = 0; at < asks_.size(); ++at) {
       if (asks_[at].stack == nobody) continue;
       const pid_t thread = stacks_[asks_[at].stack].thread_id;
-      asks_[at].refusals = is_blocking(thread, number_) ? asks_[at].refusals + 1 : 0;
-      if (asks_[at].refusals >= 3 || is_thread_gone(thread)) give_up(at);
+      const bool refuses = fair && is_refusing(thread, number_);
+      asks_[at].refusals = refuses ? asks_[at].refusals + 1 : 0;
+      if (asks_[at].refusals >= 5 || is_thread_gone(thread)) give_up(at);
     }
   }
 
@@ -367,6 +378,17 @@ inline void capture_stacks(std::span<RawStack> stacks, Clock::duration budget) n
 #endif
 }
 
+/// Waits, until `deadline` at most, for a capture that another thread has going on: then its handler is out
+/// of place again.
+inline void wait_for_capture(Clock::time_point deadline) noexcept {
+#if LASTCALL_HAS_STACKS
+  const ProbeLock lock(deadline);
+  static_cast<void>(lock);
+#else
+  static_cast<void>(deadline);
+#endif
+}
+
 /// What is done lazily on the first use of the unwinder, done now: loading its library, binding its
 /// symbols. Call it while all is well, before the first capture_stacks().
 inline void warm_up_stack_capture() noexcept {
@@ -388,7 +410,8 @@ inline std::size_t describe_frame(const void* address, bool innermost, char* out
   const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(address) - (innermost ? 0U : 1U);
 #if LASTCALL_HAS_STACKS && defined(DLFO_STRUCT_HAS_EH_DBASE)
   dl_find_object found{};
-  if (::_dl_find_object(reinterpret_cast<void*>(at), &found) == 0 && found.dlfo_link_map != nullptr) {
+  if (::_dl_find_object(reinterpret_cast<void*>(at), &found) == 0 &&
+      found.dlfo_link_map != nullptr) {
     const link_map& module = *found.dlfo_link_map;
     std::string_view name = module.l_name != nullptr ? module.l_name : "";
     if (name.empty()) name = program_invocation_short_name;

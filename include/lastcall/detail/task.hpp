@@ -64,9 +64,9 @@ struct FailureNode {
 /// A task as the hooks of its core see it.
 struct TaskReport {
   const std::string& name;
-  SourceLocation where;    ///< of spawn() or wrap()
-  bool spawned;            ///< false: wrapped, for somebody else's thread
-  pid_t thread_id;         ///< of the thread that runs it
+  SourceLocation where;  ///< of spawn() or wrap()
+  bool spawned;          ///< false: wrapped, for somebody else's thread
+  pid_t thread_id;       ///< of the thread that runs it
   Clock::time_point begin;
   Clock::time_point end;   ///< equal to begin until it has ended
   const Failure* failure;  ///< null: it went well
@@ -125,7 +125,7 @@ class WithFunction final : public Base {
   template <class... Arguments>
   explicit WithFunction(F&& function, Arguments&&... arguments)
       : Base(std::forward<Arguments>(arguments)...), function_(std::move(function)) {}
-  ~WithFunction() override {
+  ~WithFunction() noexcept override {
     // Never run, nor ended: it was refused, or there was no thread for it.
     LASTCALL_TRY { WithFunction::drop_function(); }
     LASTCALL_CATCH(...) {}
@@ -214,7 +214,8 @@ struct Copyable {};
 /// group, which ends when one of them has been called, or when the last of them is destroyed. Calling
 /// a second one does nothing; nor does calling one that was refused, or moved from.
 template <class F>
-class WrappedCall : private std::conditional_t<std::is_copy_constructible_v<F>, Copyable, MoveOnly> {
+class WrappedCall
+    : private std::conditional_t<std::is_copy_constructible_v<F>, Copyable, MoveOnly> {
  public:
   WrappedCall() noexcept = default;
   explicit WrappedCall(Ref<WrappedTask> task) noexcept : task_(std::move(task)) {}

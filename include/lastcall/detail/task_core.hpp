@@ -66,8 +66,9 @@ inline Cause cause_of(const Failure& failure) noexcept {
 
 /// For what can neither be done nor reported: says so on stderr and terminates. Allocates nothing.
 [[noreturn]] inline void terminate_because(std::string_view what, std::string_view task) noexcept {
-  for (const std::string_view part : {std::string_view("lastcall: "), what, std::string_view(" '"),
-                                      task, std::string_view("', for which it would have to wait\n")}) {
+  for (const std::string_view part :
+       {std::string_view("lastcall: "), what, std::string_view(" '"), task,
+        std::string_view("', for which it would have to wait\n")}) {
     static_cast<void>(::write(STDERR_FILENO, part.data(), part.size()) < 0);
   }
   std::terminate();
@@ -396,7 +397,7 @@ inline void Task::end() noexcept {
 // ---- SpawnedTask ----
 
 inline int SpawnedTask::start() noexcept {
-  exit_key();  // made here, so that the thread finds it
+  exit_key();          // made here, so that the thread finds it
   pthread_t unused{};  // the thread knows itself, and may be gone before this returns
   return start_thread(unused, &SpawnedTask::thread_main, this);
 }

@@ -78,8 +78,7 @@ template <class T>
 T* make_chunk(std::uint32_t chunk) noexcept {
   static_assert(alignof(T) == cache_line);
   const std::size_t size = ChunkPlace::size_of(chunk);
-  void* const room =
-      ::operator new(size * sizeof(T), std::align_val_t(cache_line), std::nothrow);
+  void* const room = ::operator new(size * sizeof(T), std::align_val_t(cache_line), std::nothrow);
   if (room == nullptr) return nullptr;
   T* const first = static_cast<T*>(room);
   for (std::size_t at = 0; at < size; ++at) ::new (static_cast<void*>(first + at)) T();
@@ -117,8 +116,8 @@ struct alignas(cache_line) ThreadRecord {
 
 struct ThreadState {
   ThreadRecord* record = nullptr;
-  bool ending = false;           // no record any more for what runs late in a thread's life
-  std::uint16_t patience = 0;    // attempts to pass over after the table was found full
+  bool ending = false;         // no record any more for what runs late in a thread's life
+  std::uint16_t patience = 0;  // attempts to pass over after the table was found full
 };
 
 // Trivially destroyed and constant-initialised, so that reading it is one instruction in an executable.
@@ -167,7 +166,8 @@ class ThreadSections {
       if (records == nullptr) continue;
       for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
         Backoff backoff;
-        for (unsigned turn = 0; records[at].touching.load(std::memory_order_seq_cst) == object; ++turn) {
+        for (unsigned turn = 0; records[at].touching.load(std::memory_order_seq_cst) == object;
+             ++turn) {
           backoff.pause();
           if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline) {
             return false;
@@ -305,7 +305,9 @@ class ThreadSections {
   }
 
 #if LASTCALL_LINUX && !defined(LASTCALL_TSAN) && defined(SYS_membarrier)
-  static bool membarrier(int command) noexcept { return ::syscall(SYS_membarrier, command, 0) == 0; }
+  static bool membarrier(int command) noexcept {
+    return ::syscall(SYS_membarrier, command, 0) == 0;
+  }
 
   static bool register_fence() noexcept {
     const int saved = errno;

@@ -52,7 +52,8 @@ class TimerService {
       const std::lock_guard<SpinLock> lock(shard.lock);
       link->shard = static_cast<std::uint8_t>(at);
       link->armed = true;
-      shard.wheel.insert(link, nanoseconds(now) >> tick_bits);  // not ahead of the clock: it has passed
+      shard.wheel.insert(link,
+                         nanoseconds(now) >> tick_bits);  // not ahead of the clock: it has passed
       if (link->tick < shard.earliest.load(std::memory_order_relaxed)) {
         shard.earliest.store(link->tick, std::memory_order_seq_cst);  // invariant 3
       } else {
@@ -100,14 +101,16 @@ class TimerService {
 
   struct alignas(128) Shard {
     SpinLock lock;
-    std::atomic<std::uint64_t> earliest{TimerWheel::never};  // a lower bound for what is in the wheel
+    std::atomic<std::uint64_t> earliest{
+        TimerWheel::never};  // a lower bound for what is in the wheel
     TimerWheel wheel;
   };
 
   TimerService() { ::pthread_atfork(&before_fork, &in_parent, &in_child); }
 
   static std::uint64_t nanoseconds(Clock::time_point point) noexcept {
-    const auto since = std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch());
+    const auto since =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch());
     return since.count() > 0 ? static_cast<std::uint64_t>(since.count()) : 0U;
   }
   static std::uint64_t tick_of(Clock::time_point when) noexcept {
@@ -170,7 +173,8 @@ class TimerService {
 
   // Returns the tick at which this shard wants to be looked at again.
   static std::uint64_t fire_due(Shard& shard, std::uint64_t now) noexcept {
-    if (shard.earliest.load(std::memory_order_seq_cst) == TimerWheel::never) return TimerWheel::never;
+    if (shard.earliest.load(std::memory_order_seq_cst) == TimerWheel::never)
+      return TimerWheel::never;
     TimerLink* due = nullptr;
     std::uint64_t next = 0;
     {

@@ -15,11 +15,11 @@ namespace lastcall::detail {
 struct TimerLink {
   TimerLink* prev = nullptr;
   TimerLink* next = nullptr;
-  std::uint64_t tick = 0;      // due at this tick or later, never before
-  std::uint8_t level = 0;      // where it stands, for taking it out in O(1)
+  std::uint64_t tick = 0;  // due at this tick or later, never before
+  std::uint8_t level = 0;  // where it stands, for taking it out in O(1)
   std::uint8_t slot = 0;
-  std::uint8_t shard = 0;      // of the TimerService
-  bool armed = false;          // guarded by the shard's lock
+  std::uint8_t shard = 0;  // of the TimerService
+  bool armed = false;      // guarded by the shard's lock
   // Under the shard's lock, as the link is taken out because it is due: keeps its owner alive.
   void (*hold)(TimerLink*) noexcept = nullptr;
   // Afterwards, on the timer thread, with no lock held; ends with letting the owner go.
@@ -53,7 +53,8 @@ class TimerWheel {
     for (unsigned level = 0; level < levels; ++level) {
       const unsigned here = digit(elapsed_, level);
       // Everything in a level stands ahead of the present digit: see place().
-      const std::uint64_t ahead = here == 63 ? 0 : occupied_[level] & (~std::uint64_t{0} << (here + 1));
+      const std::uint64_t ahead =
+          here == 63 ? 0 : occupied_[level] & (~std::uint64_t{0} << (here + 1));
       if (ahead == 0) continue;
       const auto slot = static_cast<std::uint64_t>(std::countr_zero(ahead));
       const std::uint64_t span = std::uint64_t{1} << (digit_bits * level);

@@ -40,8 +40,7 @@ inline WaitGroup::Guard WaitGroup::try_enter(std::string name, SourceLocation wh
 inline detail::NamedMember* WaitGroup::list(std::string& name, SourceLocation where,
                                             std::uint64_t refuse) {
   members_.prepare();
-  auto* const member =
-      new detail::NamedMember(std::move(name), where, detail::current_thread_id());
+  auto* const member = new detail::NamedMember(std::move(name), where, detail::current_thread_id());
   if (!count_.enter(refuse)) {
     name = std::move(member->name);
     member->let_go();

@@ -99,10 +99,12 @@ struct Adversary {
   std::vector<std::string> says{};  // all of this is on its stderr: who is named
   void (*body)(Stand&) = nullptr;
   void (*provoke)(Target&) = [](Target& target) { target.send(SIGTERM); };
+  void (*clean_up)(pid_t) = nullptr;  // when it is gone
   Bound bound = Bound::grace;
   Streams streams = Streams::read;
   Needs needs{};
-  milliseconds extra{0};  // on top of what is judged, where it isn't the library that takes the time
+  milliseconds extra{
+      0};  // on top of what is judged, where it isn't the library that takes the time
 };
 
 // The families, each in a file of its own.

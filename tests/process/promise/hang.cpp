@@ -14,7 +14,8 @@ void hang() noexcept {
 
 void spin() noexcept {
   static std::atomic<unsigned> turn{0};
-  for (;;) turn.fetch_add(1, std::memory_order_relaxed);  // without any effect it would be undefined
+  for (;;)
+    turn.fetch_add(1, std::memory_order_relaxed);  // without any effect it would be undefined
 }
 
 int empty_pipe() {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <string>
 #include <thread>
 #include <utility>
@@ -43,12 +44,14 @@ void child_lane_held(Stand& stand) {
     stand.ready();
     hang();
   });
-  for (CancellationSource* source : {&before, &after}) {
-    lifetime.spawn("worker", [token = source->token()](CancellationToken) {
-      token.wait();
-      write_out(STDERR_FILENO, "a worker was told\n");
-    });
-  }
+  lifetime.spawn("worker", [token = before.token()](CancellationToken) {
+    token.wait();
+    write_out(STDERR_FILENO, "the one before was told\n");
+  });
+  lifetime.spawn("worker", [token = after.token()](CancellationToken) {
+    token.wait();
+    write_out(STDERR_FILENO, "the one after was told\n");
+  });
   lifetime.on_stop("hook", [] { write_out(STDERR_FILENO, "the hook has run\n"); });
   lifetime.run();
 }
@@ -72,6 +75,7 @@ void root_lane_held_and_request(Stand& stand) {
 void root_lane_held_for_long(Stand& stand) {
   lastcall::ShutdownOptions options = stand.options();
   options.grace_period = 60s;
+  options.abort_margin = 20s;
   ShutdownCoordinator lifetime(std::move(options));
   lifetime.spawn("held worker", [&stand](CancellationToken token) {
     lastcall::detail::lock_bit(TreeAccess::peek(token)->state);
@@ -79,6 +83,22 @@ void root_lane_held_for_long(Stand& stand) {
     hang();
   });
   lifetime.run();
+}
+
+// By a thread that nobody waits for: main goes on in time, and what the thread uses outlives the
+// coordinator.
+void root_lane_held_by_stranger(Stand& stand) {
+  {
+    ShutdownCoordinator lifetime(stand.options());
+    const CancellationToken token = lifetime.token();
+    std::thread([&stand, token] {
+      lastcall::detail::lock_bit(TreeAccess::peek(token)->state);
+      stand.ready();
+      hang();
+    }).detach();
+    static_cast<void>(lifetime.drain());
+  }
+  std::_Exit(5);
 }
 
 void abort_lane_held(Stand& stand) {
@@ -97,8 +117,7 @@ void names_held(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
   static lastcall::WaitGroup::Guard guard = lifetime.enter("held guard");
   lifetime.spawn("held worker", [&stand](CancellationToken) {
-    const lastcall::WaitGroup* const group =
-        lastcall::detail::WaitGroupAccess::group_of(guard);
+    const lastcall::WaitGroup* const group = lastcall::detail::WaitGroupAccess::group_of(guard);
     lastcall::detail::WaitGroupAccess::visit_members(
         *group, [&stand](const lastcall::detail::MemberView&) noexcept {
           stand.ready();
@@ -131,9 +150,11 @@ void add_inside(std::vector<Adversary>& all) {
   };
   add("tree: the root's lock held", "exit 124", {"held worker"}, root_lane_held);
   add("tree: a child's lock held", "exit 124",
-      {"held worker", "a worker was told\na worker was told", "the hook has run"}, child_lane_held);
+      {"held worker", "the one before was told", "the one after was told", "the hook has run"},
+      child_lane_held);
   add("tree: held, asked by a worker", "exit 124", {"held worker"}, root_lane_held_and_request)
       .provoke = [](Target&) {};
+  add("tree: held, main in drain()", "exit 5", {}, root_lane_held_by_stranger);
   Adversary& wishes =
       add("tree: held, INT INT INT", "exit 130", {"held worker"}, root_lane_held_for_long);
   wishes.provoke = three_interrupts;

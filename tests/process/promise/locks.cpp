@@ -152,16 +152,21 @@ void all_descriptors_closed(Stand& stand) {
 
 // ---- the allocator ---------------------------------------------------------------------------------
 
+void allocate() {
+  void* volatile block = std::malloc(1);  // volatile: or the compiler leaves it out
+  std::free(block);
+}
+
 void allocator_held_by_worker(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
   lifetime.spawn("held worker", [&stand](CancellationToken) {
     stand.ready();
     hold_allocator();
-    std::free(std::malloc(1));
+    allocate();
   });
   lifetime.spawn("other worker", [](CancellationToken token) {
     token.wait();
-    std::free(std::malloc(1));
+    allocate();
   });
   lifetime.run();
 }
@@ -170,7 +175,7 @@ void allocator_held_by_hook(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
   lifetime.on_stop("held hook", [] {
     hold_allocator();
-    std::free(std::malloc(1));
+    allocate();
   });
   stand.ready();
   lifetime.run();
@@ -182,7 +187,7 @@ void allocator_held_by_stranger(Stand& stand) {
   std::thread([&stand] {
     stand.ready();
     hold_allocator();
-    std::free(std::malloc(1));
+    allocate();
   }).detach();
   lifetime.run();
 }
@@ -190,11 +195,12 @@ void allocator_held_by_stranger(Stand& stand) {
 void allocator_held_for_long(Stand& stand) {
   lastcall::ShutdownOptions options = stand.options();
   options.grace_period = 60s;
+  options.abort_margin = 20s;
   ShutdownCoordinator lifetime(std::move(options));
   lifetime.spawn("held worker", [&stand](CancellationToken) {
     stand.ready();
     hold_allocator();
-    std::free(std::malloc(1));
+    allocate();
   });
   lifetime.run();
 }
@@ -237,7 +243,7 @@ void loader_held_in_constructor(Stand& stand) {
 
 // Prepare handlers run in the reverse order of their registration: this one, the first in the program,
 // runs last, when all the others have taken the locks that they keep across the fork.
-void fork_held(Stand& stand) {
+void hang_in_fork(Stand& stand) {
   static Stand* told = nullptr;
   told = &stand;
   ::pthread_atfork(
@@ -246,6 +252,10 @@ void fork_held(Stand& stand) {
         hang();
       },
       nullptr, nullptr);
+}
+
+void fork_held(Stand& stand) {
+  hang_in_fork(stand);
   ShutdownCoordinator lifetime(stand.options());
   CancellationSource later(lifetime.token(), 1h);
   lifetime.spawn("held worker", [](CancellationToken) {
@@ -253,6 +263,20 @@ void fork_held(Stand& stand) {
   });
   lifetime.spawn("worker", [token = later.token()](CancellationToken) { token.wait(); });
   lifetime.run();
+}
+
+// By a thread that nobody waits for: drain() returns, and so does the destructor.
+void fork_held_by_stranger(Stand& stand) {
+  hang_in_fork(stand);
+  {
+    ShutdownCoordinator lifetime(stand.options());
+    lifetime.spawn("worker", [](CancellationToken token) { token.wait(); });
+    std::thread([] {
+      if (::fork() == 0) ::_exit(0);
+    }).detach();
+    static_cast<void>(lifetime.drain());
+  }
+  std::_Exit(5);
 }
 
 }  // namespace
@@ -297,6 +321,7 @@ void add_locks(std::vector<Adversary>& all) {
   plain(add("loader held by dlopen()", "exit 124", {"held worker"}, loader_held_in_constructor));
 #endif
   add("fork held by a handler", "exit 124", {"held worker"}, fork_held);
+  add("fork held, main in drain()", "exit 5", {}, fork_held_by_stranger);
 }
 
 }  // namespace promise

@@ -83,7 +83,6 @@ void memory_gone_and_worker_held(Stand& stand) {
 
 void memory_gone_and_everybody_throws(Stand& stand) {
   Everything all(stand.options());
-  take_all_memory();
   all.lifetime.on_stop("eater", [] { take_the_heap(); });
   all.lifetime.on_stop("thrower", [] { throw std::bad_alloc(); });
   all.lifetime.spawn("thrower", [](CancellationToken token) {
@@ -91,6 +90,7 @@ void memory_gone_and_everybody_throws(Stand& stand) {
     take_the_heap();
     throw std::bad_alloc();
   });
+  take_all_memory();
   stand.ready();
   all.lifetime.run();
 }

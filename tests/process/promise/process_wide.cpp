@@ -247,6 +247,20 @@ void starved(Stand& stand) {
   held_worker(stand);
 }
 
+// Timers may be late by seconds, to save power: threads inherit that from their maker.
+void lazy_timers(Stand& stand) {
+  ::prctl(PR_SET_TIMERSLACK, 5'000'000'000UL, 0, 0, 0);
+  held_worker(stand);
+}
+
+// The kernel gives the memory back before it says that the process is gone.
+void much_memory(Stand& stand) {
+  constexpr std::size_t size = std::size_t{256} << 20U;
+  auto* const memory = static_cast<char*>(std::malloc(size));
+  for (std::size_t at = 0; memory != nullptr && at < size; at += 4096) memory[at] = 1;
+  held_worker(stand);
+}
+
 // ---- clocks ----------------------------------------------------------------------------------------
 
 template <int Hours>
@@ -299,11 +313,17 @@ void nothing_is_allowed(Stand& stand) {
     spin();
   });
   while (!in) std::this_thread::sleep_for(1ms);
-  const unsigned calls[] = {SYS_futex,  SYS_ppoll,  SYS_openat,    SYS_clone,
-                            SYS_clone3, SYS_tgkill, SYS_membarrier
+  const unsigned calls[] = {
+    SYS_futex,
+    SYS_ppoll,
+    SYS_openat,
+    SYS_clone,
+    SYS_clone3,
+    SYS_tgkill,
+    SYS_membarrier
 #if defined(SYS_poll)
-                            ,
-                            SYS_poll
+    ,
+    SYS_poll
 #endif
   };
   if (!refuse(calls, EPERM)) write_out(STDERR_FILENO, "(no filter to be had)\n");
@@ -326,7 +346,8 @@ void add_process_wide(std::vector<Adversary>& all) {
     all.push_back(std::move(adversary));
     return all.back();
   };
-  Adversary& past = add("SIGSTOP, continued past the end", "exit 124", {"held worker"}, held_worker);
+  Adversary& past =
+      add("SIGSTOP, continued past the end", "exit 124", {"held worker"}, held_worker);
   past.provoke = stopped_past_the_end;
   past.bound = Bound::at_once;
   add("SIGSTOP, continued before the end", "exit 124", {"held worker"}, held_worker).provoke =
@@ -344,23 +365,23 @@ void add_process_wide(std::vector<Adversary>& all) {
   add("std::abort(), SIGABRT trapped", "SIGABRT", {}, trapped_abort).bound = Bound::at_once;
   add("std::terminate(), handler hangs", "exit 124", {"held worker"}, worker_terminates);
   add("signal handler hangs in a worker", "exit 124", {"held worker"}, handler_hangs);
-  add("signal handler hangs, chained", "exit 124", {}, chained_handler_hangs);
+  add("signal handler hangs, chained", "exit 0", {}, chained_handler_hangs).bound = Bound::at_once;
   Adversary& slow = add("throttled to a fifth", "exit 124", {"held worker"}, throttled);
   slow.extra = 300ms;  // throttled for up to 80 ms at a time, at every step
-  slow.provoke = [](Target& target) {
-    target.send(SIGTERM);
-    target.wait(target.grace() + 1000ms);
-    remove_cgroup(target.process());
-  };
+  slow.clean_up = remove_cgroup;
   add("nice 19 beside a busy process", "exit 124", {"held worker"}, starved).extra = 300ms;
-  Adversary& forward = add("wall clock an hour ahead", "exit 124", {"held worker"}, wall_clock_jumps<1>);
+  add("timer slack of 5 s", "exit 124", {"held worker"}, lazy_timers);
+  add("256 MiB to be given back", "exit 124", {"held worker"}, much_memory);
+  Adversary& forward =
+      add("wall clock an hour ahead", "exit 124", {"held worker"}, wall_clock_jumps<1>);
   forward.needs.plain_build = true;
-  Adversary& back = add("wall clock an hour back", "exit 124", {"held worker"}, wall_clock_jumps<-1>);
+  Adversary& back =
+      add("wall clock an hour back", "exit 124", {"held worker"}, wall_clock_jumps<-1>);
   back.needs.plain_build = true;
   add("RLIMIT_NOFILE is 0", "exit 124", {"held worker"}, no_descriptors);
 #if defined(__x86_64__) || defined(__aarch64__)
-  Adversary& filter = add("seccomp: no futex, poll, open", "exit 124", {"held worker"},
-                          nothing_is_allowed);
+  Adversary& filter =
+      add("seccomp: no futex, poll, open", "exit 124", {"held worker"}, nothing_is_allowed);
   filter.needs.plain_build = true;
 #endif
 }

@@ -2,6 +2,7 @@
 #include "adversary.hpp"
 
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -156,7 +157,8 @@ struct HungDestructor {
 
 void captured_state_hangs(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
-  lifetime.spawn("held worker", [state = HungDestructor()](CancellationToken token) { token.wait(); });
+  lifetime.spawn("held worker",
+                 [state = HungDestructor()](CancellationToken token) { token.wait(); });
   stand.ready();
   lifetime.run();
 }
@@ -242,6 +244,29 @@ void main_ends_by_hook(Stand& stand) {
   lifetime.run();
 }
 
+// ---- main that keeps the exit to itself ------------------------------------------------------------
+
+void drains_with_a_held_worker(Stand& stand) {
+  ShutdownCoordinator lifetime(stand.options());
+  lifetime.spawn("held worker", [](CancellationToken) { hang(); });
+  lifetime.on_stop("held hook", [] { hang(); });
+  stand.ready();
+  const lastcall::ShutdownReport report = lifetime.drain();
+  std::_Exit(report.exit_code);
+}
+
+void destroyed_with_a_held_worker(Stand& stand) {
+  {
+    ShutdownCoordinator lifetime(stand.options());
+    lifetime.spawn("held worker", [](CancellationToken) { hang(); });
+    lifetime.on_stop("held hook", [] { hang(); });
+    stand.ready();
+    std::this_thread::sleep_for(40ms);
+    stand.requested();
+  }
+  std::_Exit(5);
+}
+
 // ---- everything at once ----------------------------------------------------------------------------
 
 [[noreturn]] void all_hangs(Stand& stand) {
@@ -290,12 +315,24 @@ void doubled_interrupts(Target& target) {
   target.poke(SIGINT);
 }
 
-void storm(Target& target) {
-  target.send(SIGTERM);
-  const auto end = lastcall::Clock::now() + target.grace() / 2;
-  while (lastcall::Clock::now() < end) {
-    for (int i = 0; i < 100; ++i) target.poke(SIGTERM);
-  }
+// From another process, to the very end.
+void in_a_storm(Stand& stand) {
+  ShutdownCoordinator lifetime(stand.options());
+  lifetime.on_signal(SIGUSR1, [](const lastcall::SignalInfo&) {});
+  lifetime.spawn("held worker", [](CancellationToken token) {
+    token.wait();
+    const pid_t target = ::getpid();
+    if (::fork() == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      for (;;) {
+        ::kill(target, SIGTERM);
+        ::kill(target, SIGUSR1);
+      }
+    }
+    hang();
+  });
+  stand.ready();
+  lifetime.run();
 }
 
 void held_worker(Stand& stand) {
@@ -340,6 +377,22 @@ void every_stage_hangs(Stand& stand) {
   lifetime.run();
 }
 
+// Neither before its time nor much later.
+void abort_token_in_time(Stand& stand) {
+  ShutdownCoordinator lifetime(stand.options());
+  lifetime.spawn("worker", [&](CancellationToken token) {
+    token.wait();
+    const auto begin = lastcall::Clock::now();
+    lifetime.abort_token().wait();
+    const auto after = lastcall::Clock::now() - begin;
+    const auto wanted = stand.grace() - stand.grace() / 4;
+    if (after >= wanted - 30ms) write_out(STDERR_FILENO, "not too soon\n");
+    if (after < wanted + (sanitized ? 5000ms : 100ms)) write_out(STDERR_FILENO, "not too late\n");
+  });
+  stand.ready();
+  lifetime.run();
+}
+
 // A minute's grace, and a second Ctrl-C: what is left is shared out, so that the last stage runs, too.
 void abort_in_first_of_three_stages(Stand& stand) {
   ShutdownOptions options = stand.options();
@@ -377,7 +430,8 @@ void add_user_code(std::vector<Adversary>& all) {
   };
   add("on_stop hangs", "exit 124", {"held hook", "the next hook has run"}, on_stop_hangs);
   add("on_drained hangs", "exit 124", {"held hook", "the next hook has run"}, on_drained_hangs);
-  add("hooks, 20, hang", "exit 124", {"held stop 0", "held stop 9", "held drained 9"}, all_hooks_hang);
+  add("hooks, 20, hang", "exit 124", {"held stop 0", "held stop 9", "held drained 9"},
+      all_hooks_hang);
   add("on_signal hangs", "exit 0", {}, on_signal_hangs, Bound::at_once);
   add("observer hangs", "exit 124", {"the observer", "the next hook has run"}, observer_hangs);
   add("callback hangs", "exit 124", {"a cancellation callback", "the next callback has run"},
@@ -387,8 +441,8 @@ void add_user_code(std::vector<Adversary>& all) {
   add("callback of a deadline hangs", "exit 0", {}, deadline_callback_hangs, Bound::at_once);
   add("callback of a deadline, in a task", "exit 124", {"held worker"},
       deadline_callback_hangs_in_task);
-  add("callback requests, drains, spawns", "exit 0", {"drain() was refused", "the late worker was told"},
-      callback_asks_for_more, Bound::at_once);
+  add("callback requests, drains, spawns", "exit 0",
+      {"drain() was refused", "the late worker was told"}, callback_asks_for_more, Bound::at_once);
   add("destructor of captured state", "exit 124", {"held worker"}, captured_state_hangs);
   add("destructor of a thread_local", "exit 0", {}, thread_local_hangs, Bound::at_once);
   add("hook leaves by pthread_exit()", "exit 0", {"the next hook has run"},
@@ -399,18 +453,27 @@ void add_user_code(std::vector<Adversary>& all) {
   add("main in read(), before run()", "exit 124", {"main"}, main_before_run);
   add("main on its own mutex", "exit 124", {"main"}, main_on_its_own_mutex);
   add("main ended by a hook", "exit 0", {}, main_ends_by_hook, Bound::at_once);
-  add("wishes: INT INT INT, all hang", "exit 130", {"forced by a third wish", "held worker"}, all_hangs,
-      Bound::at_once)
+  add("main in drain(), worker and hook held", "exit 124", {"held worker", "held hook"},
+      drains_with_a_held_worker);
+  add("main in the destructor, the same", "exit 5", {"held worker", "held hook"},
+      destroyed_with_a_held_worker)
+      .provoke = [](Target&) {};
+  add("wishes: INT INT INT, all hang", "exit 130", {"forced by a third wish", "held worker"},
+      all_hangs, Bound::at_once)
       .provoke = three_interrupts;
   add("wishes: TERM INT INT, all hang", "exit 130", {"forced by a third wish", "held worker"},
       all_hangs, Bound::at_once)
       .provoke = terminate_and_two_interrupts;
-  add("wishes: INT echo INT", "exit 124", {"held worker"}, held_worker).provoke = doubled_interrupts;
-  add("wishes: a storm of SIGTERM", "exit 124", {"held worker"}, held_worker).provoke = storm;
-  add("stage 1 of 3 hangs", "exit 124", {"held hook", "second drained", "third drained"},
+  add("wishes: INT echo INT", "exit 124", {"held worker"}, held_worker).provoke =
+      doubled_interrupts;
+  add("wishes: a storm of SIGTERM", "exit 124", {"held worker"}, in_a_storm);
+  add("stage 1 of 3 hangs", "exit 124",
+      {"held hook", "second drained", "third drained", "stage service overran", "stage second ok",
+       "stage third ok"},
       first_of_three_stages_hangs);
   add("stages, 3, all hang", "exit 124", {"held first", "held second", "held third"},
       every_stage_hangs);
+  add("abort token, at its time", "exit 0", {"not too soon", "not too late"}, abort_token_in_time);
   add("stages, 3, and a second Ctrl-C", "exit 124", {"held first", "held second", "third stopped"},
       abort_in_first_of_three_stages)
       .provoke = interrupt_and_abort;

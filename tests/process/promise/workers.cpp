@@ -251,6 +251,7 @@ void add_workers(std::vector<Adversary>& all) {
   held("workers, 8, in a spin", spinners, in("in running"));
   held("workers, 2000, held", many, nullptr);
   leaves("workers, 2000, that leave", many_that_leave);
+  all.back().bound = Bound::grace;
   held("guards, 37 of them unnamed", many_guards_without_names, nullptr);
   all.back().says = {"37 unnamed", "held guard"};
   leaves("worker leaves by pthread_exit()", leaves_by_pthread_exit);

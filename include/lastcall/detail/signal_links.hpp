@@ -1,0 +1,219 @@
+// How traps come to be in the registry's lists and go from there, and what a fork makes of them.
+// All of it is called under the registry's lock.
+#pragma once
+
+#include <lastcall/detail/signal_handler.hpp>
+#include <lastcall/detail/signal_registry.hpp>
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+
+namespace lastcall::detail {
+
+/// Waits until no handler is left that can have seen what was unlinked before (I6).
+inline void wait_for_handlers() noexcept {
+  for (int round = 0; round < 2; ++round) {
+    const unsigned side = signal_registry.epoch.fetch_add(1, std::memory_order_seq_cst) & 1U;
+    for (int turn = 0; signal_registry.in_flight[side].load(std::memory_order_seq_cst) != 0;
+         ++turn) {
+      back_off(turn);
+    }
+  }
+}
+
+inline void enlist(SignalMember& member) noexcept {
+  member.older = signal_registry.newest;
+  member.newer = nullptr;
+  if (member.older != nullptr) member.older->newer = &member;
+  signal_registry.newest = &member;
+}
+
+inline void strike_out(SignalMember& member) noexcept {
+  if (member.newer != nullptr) {
+    member.newer->older = member.older;
+  } else {
+    signal_registry.newest = member.older;
+  }
+  if (member.older != nullptr) member.older->newer = member.newer;
+}
+
+/// What has become of a layer's place in the chain once its last trap has gone.
+enum class LayerLeft { restored_default, restored, covered };
+
+/// The last trap of a layer has been unlinked: what was there before comes back, unless somebody
+/// else has changed the disposition since. Async-signal-safe.
+inline LayerLeft leave_layer(int layer_index, int number) noexcept {
+  SignalLayer& layer = signal_registry.layers[layer_index][number];
+  const KeptDisposition* previous = layer.previous.load(std::memory_order_acquire);
+  const struct sigaction now = current_disposition(number);
+  if (layer_of(now) == layer_index) {
+    ::sigaction(number, &previous->action, nullptr);
+  } else if (!same_disposition(now, previous->action)) {
+    return LayerLeft::covered;  // somebody may still call our handler: the layer stays taken
+  }
+  layer.taken = false;
+  return !is_function(previous->action) && previous->action.sa_handler == SIG_DFL
+             ? LayerLeft::restored_default
+             : LayerLeft::restored;
+}
+
+/// The process is the child of the one that the lists speak of: all traps and the threads that were
+/// in the handler stayed with the parent. Async-signal-safe, since a child of a process with
+/// threads may do nothing else.
+inline void become_child() noexcept {
+  const int saved = errno;
+  SignalRegistry& all = signal_registry;
+  for (int layer = 0; layer < signal_layers; ++layer) {
+    for (int number = 1; number < signal_limit; ++number) {
+      SignalLayer& at = all.layers[layer][number];
+      if (!at.taken) continue;
+      at.head.store(nullptr, std::memory_order_seq_cst);
+      // Now, and not with the next signal: an ignored one must be ignored beyond an exec() too.
+      leave_layer(layer, number);
+    }
+  }
+  all.in_flight[0].store(0, std::memory_order_relaxed);
+  all.in_flight[1].store(0, std::memory_order_relaxed);
+  int nowhere[2] = {-1, -1};
+  if (all.newest != nullptr && ::pipe(nowhere) != 0) nowhere[0] = nowhere[1] = -1;
+  for (SignalMember* member = all.newest; member != nullptr; member = member->older) {
+    member->process.store(0, std::memory_order_relaxed);
+    member->inbox.cut_off(nowhere[0], nowhere[1]);
+  }
+  all.newest = nullptr;
+  for (const int fd : nowhere) {
+    if (fd >= 0) ::close(fd);
+  }
+  // Release: the handler that finds itself at home finds the lists empty.
+  all.process.store(::getpid(), std::memory_order_release);
+  errno = saved;
+}
+
+inline void before_fork() noexcept {
+  const sigset_t mask = lock_registry();
+  signal_registry.mask_before_fork = mask;
+}
+inline void after_fork_in_parent() noexcept {
+  const sigset_t mask = signal_registry.mask_before_fork;
+  unlock_registry(mask);
+}
+inline void after_fork_in_child() noexcept {
+  if (signal_registry.process.load(std::memory_order_relaxed) != 0) become_child();
+  after_fork_in_parent();
+}
+
+/// Before anything is subscribed or ignored: forks are watched, and the lists speak of this
+/// process. 0 or an errno.
+inline int enter_registry() noexcept {
+  SignalRegistry& all = signal_registry;
+  if (!all.watches_forks) {
+    const int error = ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    if (error != 0) return error;
+    all.watches_forks = true;
+  }
+  const pid_t process = all.process.load(std::memory_order_relaxed);
+  if (process == 0) {
+    all.process.store(::getpid(), std::memory_order_release);
+  } else if (process != ::getpid()) {
+    become_child();  // of a clone() that ran no hooks
+  }
+  return 0;
+}
+
+enum class Subscribed { yes, refused, no_layer, no_memory };
+
+/// A layer for a new trap of a number whose disposition `now` is somebody else's, with `previous`
+/// set to it; -1 if there is none.
+inline int choose_layer(int number, const struct sigaction& now,
+                        const KeptDisposition* kept) noexcept {
+  int spare = -1;
+  for (int index = signal_layers - 1; index >= 0; --index) {
+    const SignalLayer& at = signal_registry.layers[index][number];
+    if (at.taken && at.head.load(std::memory_order_relaxed) != nullptr) continue;
+    // Covered once, and nobody's now. With the same previous disposition it makes no chain that
+    // wasn't there before; with one that is no function the chain ends here: both can be used
+    // again.
+    const bool same = at.taken && at.previous.load(std::memory_order_relaxed) == kept;
+    if (!at.taken || same || !is_function(now)) spare = index;
+    if (same) break;
+  }
+  if (spare >= 0) {
+    signal_registry.layers[spare][number].previous.store(kept, std::memory_order_release);
+  }
+  return spare;
+}
+
+/// Links `member` to `number`, and puts our handler in place if it isn't. `error` is set if the
+/// system refused. Under the lock, after enter_registry().
+inline Subscribed link_subscription(SignalMember& member, int number, int& error) noexcept {
+  const struct sigaction now = current_disposition(number);
+  int index = layer_of(now);
+  const bool join = index >= 0;
+  if (!join) {
+    const KeptDisposition* kept = keep_disposition(now);
+    if (kept == nullptr) return Subscribed::no_memory;
+    index = choose_layer(number, now, kept);
+    if (index < 0) return Subscribed::no_layer;
+  }
+  SignalLayer& layer = signal_registry.layers[index][number];
+  SignalSubscription& link = member.subscriptions[number];
+  SignalSubscription* const head = layer.head.load(std::memory_order_relaxed);
+  link.inbox = &member.inbox;
+  link.next.store(head, std::memory_order_relaxed);
+  // Before the handler is in place: it finds somebody from its first call on. Sequentially
+  // consistent for I6; and the link is complete by then.
+  layer.head.store(&link, std::memory_order_seq_cst);
+  if (!join) {
+    struct sigaction before {};
+    error = install_layer(index, number, &before);
+    if (error != 0) {
+      layer.head.store(head, std::memory_order_seq_cst);
+      wait_for_handlers();  // one may have been called through somebody else's
+      return Subscribed::refused;
+    }
+    // Somebody else's sigaction() came between our look and our own: theirs is what we replaced.
+    // (Unless ours was covered: theirs might lead to it, and the chain would bite its tail.)
+    if (!same_disposition(before, now) && (!layer.taken || !is_function(before))) {
+      if (const KeptDisposition* kept = keep_disposition(before)) {
+        layer.previous.store(kept, std::memory_order_release);
+      }
+    }
+  }
+  link.layer = index;
+  layer.taken = true;
+  member.held.add(number);
+  return Subscribed::yes;
+}
+
+/// Unlinks `member` from `number`. The link must not be reused or freed before wait_for_handlers().
+inline LayerLeft unlink_subscription(SignalMember& member, int number) noexcept {
+  SignalSubscription& link = member.subscriptions[number];
+  SignalLayer& layer = signal_registry.layers[link.layer][number];
+  std::atomic<SignalSubscription*>* at = &layer.head;
+  for (;;) {
+    SignalSubscription* next = at->load(std::memory_order_relaxed);
+    if (next == &link) break;
+    at = &next->next;
+  }
+  // The link itself still points on, for a handler that stands on it.
+  at->store(link.next.load(std::memory_order_relaxed), std::memory_order_seq_cst);
+  member.held.remove(number);
+  const int index = link.layer;
+  link.layer = -1;
+  if (layer.head.load(std::memory_order_relaxed) != nullptr) return LayerLeft::restored;
+  return leave_layer(index, number);
+}
+
+/// Whether a live trap of this registry holds the number.
+inline bool is_trapped(int number) noexcept {
+  for (const auto& layer : signal_registry.layers) {
+    if (layer[number].head.load(std::memory_order_relaxed) != nullptr) return true;
+  }
+  return false;
+}
+
+}  // namespace lastcall::detail

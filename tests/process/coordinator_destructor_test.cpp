@@ -1,0 +1,275 @@
+// The destructor: it asks, drains, puts everything back; it never throws, never exits the process, and
+// after an overrun neither joins nor terminates.
+#include <lastcall/shutdown_coordinator.hpp>
+
+#include "support/catch.hpp"
+#include "support/coordinator.hpp"
+#include "support/process.hpp"
+#include "support/threads.hpp"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+using namespace std::chrono_literals;
+using lastcall::CancellationToken;
+using lastcall::ShutdownCoordinator;
+using lastcall::ShutdownOptions;
+using lastcall::SignalInfo;
+using lastcall::Stage;
+using lastcall::WaitGroup;
+using support::Child;
+using support::contains;
+using support::Ended;
+using support::expect;
+using support::hang;
+using support::in_a_process;
+using support::quiet;
+using support::say;
+using support::slack;
+using support::Stopwatch;
+
+TEST_CASE("after an overrun the destructor returns in time, and what stragglers use outlives it") {
+  const Ended ended = in_a_process([] {
+    const std::string before = support::dispositions();
+    std::atomic<bool> go{false};
+    std::atomic<int> through{0};
+    WaitGroup::Guard outside;
+    CancellationToken token;
+    const Stopwatch watch;
+    {
+      ShutdownOptions options = quiet(400ms);
+      options.abort_margin = 100ms;
+      ShutdownCoordinator coordinator(options);
+      Stage& second = coordinator.stage("second", 100ms);
+      token = coordinator.token();
+      outside = coordinator.enter("outside");
+      const auto straggle = [&go, &through, &second](const CancellationToken& mine) {
+        WaitGroup::Guard guard = second.try_enter("guard of a straggler");
+        support::eventually([&] { return go.load(); });
+        // The coordinator has long gone.
+        if (mine.is_cancelled() && second.token().is_cancelled() && !second.try_enter() &&
+            second.name() == "second") {
+          ++through;
+        }
+        guard.release();
+      };
+      for (int number = 0; number < 3; ++number) coordinator.spawn("straggler", straggle);
+      auto wrapped = second.wrap("wrapped", straggle);
+      std::thread(wrapped).detach();
+      coordinator.on_signal(SIGHUP, [&](const SignalInfo&) {
+        support::eventually([&] { return go.load(); });
+        ++through;
+      });
+      ::kill(::getpid(), SIGHUP);
+      second.on_stop("hook that comes back late", [&] {
+        support::eventually([&] { return go.load(); });
+        ++through;
+      });
+      new lastcall::CancellationCallback(coordinator.token(), [&] {
+        support::eventually([&] { return go.load(); });
+        ++through;
+      });
+    }
+    expect(watch.elapsed() < 400ms + slack, "in time");
+    expect(support::dispositions() == before, "every disposition is back");
+    expect(token.is_cancelled(), "the token is good");
+    go = true;
+    outside.release();
+    expect(support::eventually([&] { return through == 7; }, 20s),
+           "all got through, but " + std::to_string(through));
+    {
+      // And there is a place for the next one.
+      ShutdownCoordinator next(quiet());
+      next.spawn("task", [](const CancellationToken& mine) { mine.wait(); });
+      ::kill(::getpid(), SIGTERM);
+      expect(next.drain().exit_code == 0, "the next one works");
+    }
+    std::this_thread::sleep_for(50ms);
+    say("still here\n");
+    support::leave(4);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 4");
+  CHECK(ended.out == "still here\n");
+}
+
+TEST_CASE("the destructor never exits the process: not at the end of the grace period") {
+  const Ended ended = in_a_process([] {
+    {
+      ShutdownCoordinator coordinator(quiet(300ms));
+      coordinator.spawn("hangs", [] { hang(); });
+      coordinator.on_stop("hangs", [] { hang(); });
+      coordinator.on_drained("hangs", [] { hang(); });
+      coordinator.stage("second", 50ms).on_stop("hangs", [] { hang(); });
+      new lastcall::CancellationCallback(coordinator.token(), [] { hang(); });
+    }
+    std::this_thread::sleep_for(400ms);
+    support::leave(5);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 5");
+}
+
+TEST_CASE("the destructor never exits the process: a third wish makes it return at once") {
+  ShutdownOptions options = quiet(120s);
+  options.abort_margin = 50s;
+  options.repeat_window = 1ms;
+  for (const char* const who : {"task", "hook"}) {
+    INFO(who);
+    Child child = Child::run([&] {
+      const std::string before = support::dispositions();
+      {
+        ShutdownCoordinator coordinator(options);
+        coordinator.spawn("stays", [&](const CancellationToken& token) {
+          token.wait();
+          say("cancelled\n");
+          coordinator.abort_token().wait();
+          say("aborted\n");
+          hang();
+        });
+        if (who == std::string("hook")) coordinator.on_stop("hangs", [] { hang(); });
+      }
+      expect(support::dispositions() == before, "every disposition is back");
+      say("returned\n");
+      support::leave(6);
+    });
+    REQUIRE(child.prints("cancelled\n"));
+    std::this_thread::sleep_for(10ms);
+    child.send(SIGINT);
+    REQUIRE(child.prints("aborted\n"));
+    std::this_thread::sleep_for(10ms);
+    const Stopwatch watch;
+    child.send(SIGINT);
+    const Ended ended = child.end();
+    INFO(ended.err);
+    CHECK(ended.how == "exit 6");
+    CHECK(contains(ended.out, "returned\n"));
+    CHECK(watch.elapsed() < slack);
+  }
+}
+
+TEST_CASE("the destructor has the announce delay, and a SIGINT ends it") {
+  ShutdownOptions options = quiet(120s);
+  options.announce_delay = 100s;
+  Child child = Child::run([&] {
+    {
+      ShutdownCoordinator coordinator(options);
+      say("ready\n");
+    }
+    return 2;
+  });
+  REQUIRE(child.prints("ready\n"));
+  std::this_thread::sleep_for(50ms);
+  child.send(SIGINT);
+  CHECK(child.end().how == "exit 2");
+}
+
+TEST_CASE("the destructor runs while an exception flies, and throws none") {
+  const Ended ended = in_a_process([] {
+    try {
+      ShutdownCoordinator coordinator(quiet());
+      coordinator.spawn("task", [](const CancellationToken& token) { token.wait(); });
+      coordinator.on_stop("throws", [] { throw std::runtime_error("in a hook"); });
+      throw std::runtime_error("in main");
+    } catch (const std::runtime_error& error) {
+      expect(error.what() == std::string("in main"), error.what());
+    }
+    static_assert(std::is_nothrow_destructible_v<ShutdownCoordinator>);
+    return 3;
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 3");
+}
+
+TEST_CASE("the destructor on another thread than the constructor's") {
+  const Ended ended = in_a_process([] {
+    auto coordinator = std::make_unique<ShutdownCoordinator>(quiet());
+    coordinator->spawn("task", [](const CancellationToken& token) { token.wait(); });
+    std::thread([&] { coordinator.reset(); }).join();
+    ShutdownCoordinator next(quiet());
+    return 3;
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 3");
+}
+
+TEST_CASE("a guard that main still holds when the coordinator goes is waited for, then harmless") {
+  const Ended ended = in_a_process([] {
+    WaitGroup::Guard guard;
+    {
+      ShutdownCoordinator coordinator(quiet(200ms));
+      guard = coordinator.enter("main's own");
+    }
+    const WaitGroup::Guard copy = guard;
+    expect(static_cast<bool>(copy), "a copy is let in");
+    guard.release();
+    return 3;
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 3");
+}
+
+TEST_CASE("thread_local destructors that hang hold neither drain() nor the destructor up") {
+  struct Hangs {
+    ~Hangs() { hang(); }
+    void touch() {}
+  };
+  const Stopwatch watch;
+  const Ended ended = in_a_process([] {
+    const auto touch = [] {
+      thread_local Hangs hangs;
+      hangs.touch();
+    };
+    {
+      ShutdownCoordinator coordinator(quiet(60s));
+      coordinator.on_stop("hook", touch);
+      coordinator.spawn("task", touch);
+      coordinator.on_signal(SIGHUP, [&](const SignalInfo&) {
+        touch();
+        coordinator.request_shutdown();
+      });
+      ::kill(::getpid(), SIGHUP);
+      coordinator.drain();
+    }
+    support::leave(4);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 4");
+  CHECK(watch.elapsed() < 30s);
+}
+
+TEST_CASE("a coordinator that is destroyed by its own task or hook asks for the shutdown") {
+  for (const bool by_hook : {false, true}) {
+    INFO(by_hook);
+    const Ended ended = in_a_process([by_hook] {
+      std::optional<ShutdownCoordinator> coordinator;
+      coordinator.emplace(quiet(400ms));
+      const CancellationToken token = coordinator->token();
+      std::atomic<bool> destroyed{false};
+      const auto destroy = [&] {
+        coordinator.reset();
+        destroyed = true;
+      };
+      if (by_hook) {
+        coordinator->on_stop("destroys", destroy);
+        coordinator->request_shutdown();
+      } else {
+        coordinator->spawn("destroys", destroy);
+      }
+      expect(support::eventually([&] { return destroyed.load(); }), "it returns");
+      expect(token.wait_for(20s), "shutdown was asked for");
+      hang();  // nobody is left who could be waited for: the end is the clock's
+    });
+    INFO(ended.err);
+    CHECK(ended.how == "exit 124");
+  }
+}

@@ -1,0 +1,673 @@
+// What hangs is written down, abandoned and named, and costs its own stage's budget and nobody else's:
+// hooks, callbacks, observers, tasks, reloads. (That the process is gone in time whatever hangs is the
+// promise table's; here is what it does until then.)
+#include <lastcall/shutdown_coordinator.hpp>
+
+#include "support/catch.hpp"
+#include "support/coordinator.hpp"
+#include "support/process.hpp"
+#include "support/threads.hpp"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+using namespace std::chrono_literals;
+using lastcall::CancellationToken;
+using lastcall::EventKind;
+using lastcall::Outcome;
+using lastcall::ShutdownCoordinator;
+using lastcall::ShutdownOptions;
+using lastcall::ShutdownReport;
+using lastcall::SignalInfo;
+using lastcall::Stage;
+using lastcall::Straggler;
+using lastcall::WaitGroup;
+using support::Child;
+using support::contains;
+using support::Diary;
+using support::Ended;
+using support::expect;
+using support::expect_equal;
+using support::find_straggler;
+using support::hang;
+using support::in_a_process;
+using support::quiet;
+using support::say;
+using support::slack;
+using support::Stopwatch;
+using support::story_of;
+
+namespace {
+
+// Stages have 300 ms each, the first one what is left: some 500 ms.
+ShutdownOptions options_with_stages() {
+  ShutdownOptions options = quiet(1500ms);
+  options.abort_margin = 300ms;
+  return options;
+}
+
+// Runs in a child that goes on after drain() and expects things of the report.
+Ended drained(const ShutdownOptions& options,
+              const std::function<void(ShutdownCoordinator&)>& before,
+              const std::function<void(const ShutdownReport&)>& after) {
+  return in_a_process([&] {
+    ShutdownCoordinator coordinator(options);
+    before(coordinator);
+    coordinator.request_shutdown();
+    const Stopwatch watch;
+    const ShutdownReport report = coordinator.drain();
+    expect(watch.elapsed() < options.grace_period + slack,
+           "in time, but after " + std::to_string(watch.elapsed().count()) + " ms");
+    after(report);
+    if (support::unmet_expectations > 0) {
+      support::write_all(STDERR_FILENO, story_of(report.events));
+    }
+    support::leave(0);  // as it is, with whoever hangs
+  });
+}
+
+bool has(const ShutdownReport& report, std::string_view line) {
+  return support::find_event(report.events, line) != nullptr;
+}
+void expect_line(const ShutdownReport& report, std::string_view line, bool wanted = true,
+                 int from = __builtin_LINE()) {
+  expect(has(report, line) == wanted, std::string(wanted ? "" : "no ") + std::string(line), from);
+}
+
+void expect_named(const ShutdownReport& report, std::string_view name, std::string_view stage,
+                  std::string_view waiting_in, int from = __builtin_LINE()) {
+  const Straggler* const straggler = find_straggler(report.stragglers, name);
+  if (!expect(straggler != nullptr, "a straggler " + std::string(name), from)) return;
+  expect(straggler->stage == stage, "its stage, but " + straggler->stage, from);
+  expect(straggler->age > 0ns, "its age", from);
+#if LASTCALL_LINUX
+  expect(straggler->thread_id > 0, "its thread", from);
+  expect(!straggler->thread_name.empty(), "the name of its thread", from);
+  expect(contains(straggler->waiting_in, waiting_in),
+         "where it waits, but " + straggler->waiting_in, from);
+#else
+  static_cast<void>(waiting_in);
+#endif
+}
+
+}  // namespace
+
+TEST_CASE(
+    "a hung on_stop is abandoned and a straggler, the rest still run, and the next stage in full") {
+  Diary diary;
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        Stage& second = coordinator.stage("second", 300ms);
+        coordinator.on_stop("before", diary.entry("before"));
+        coordinator.on_stop("hangs", [] { hang(); });
+        coordinator.on_stop("after", diary.entry("after"));
+        coordinator.on_drained("release", diary.entry("release"));
+        second.on_stop("stop", [&] {
+          std::this_thread::sleep_for(50ms);  // it has the time for it
+          diary.add("stop of second");
+        });
+        second.on_drained("release", diary.entry("release of second"));
+        second.spawn("task", [&](const CancellationToken& token) {
+          token.wait();
+          std::this_thread::sleep_for(100ms);
+          diary.add("task of second");
+        });
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect_equal(report.exit_code, 124, "the code");
+        expect(diary.text() == "before\nafter\nstop of second\ntask of second\nrelease of second\n",
+               diary.text());
+        expect_line(report, "hook overran service/hangs");
+        expect_line(report, "hook ok service/after");
+        // It was past its budget, and the one that hangs may still use what is to be released.
+        expect_line(report, "stage overran service");
+        expect_line(report, "hook skipped service/release");
+        expect_line(report, "stage ok second");
+        expect_equal(report.stragglers.size(), std::size_t{1}, "stragglers");
+        expect_named(report, "hangs", "service", "pause");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("a hung on_drained is abandoned and a straggler, and the rest still run") {
+  Diary diary;
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        Stage& second = coordinator.stage("second", 300ms);
+        coordinator.on_drained("after", diary.entry("after"));
+        coordinator.on_drained("hangs", [] { hang(); });
+        coordinator.on_drained("before", diary.entry("before"));
+        second.on_drained("release", diary.entry("release of second"));
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect(diary.text() == "before\nafter\nrelease of second\n", diary.text());
+        expect_line(report, "hook overran service/hangs");
+        expect_line(report, "stage overran service");
+        expect_line(report, "stage ok second");
+        expect_named(report, "hangs", "service", "pause");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("every hook hangs, of every stage: each is named, and each was called") {
+  std::atomic<int> called{0};
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        const auto hook = [&] {
+          ++called;
+          hang();
+        };
+        Stage& second = coordinator.stage("second", 200ms);
+        Stage& third = coordinator.stage("third", 200ms);
+        for (const char* const name : {"a", "b", "c"}) {
+          coordinator.on_stop(name, hook);
+          second.on_stop(name, hook);
+          third.on_stop(name, hook);
+        }
+      },
+      [&](const ShutdownReport& report) {
+        expect_equal(called.load(), 9, "hooks called");
+        expect_equal(report.stragglers.size(), std::size_t{9}, "stragglers");
+        expect_line(report, "stage overran third");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE(
+    "a hung task costs its stage's budget: overran, its on_drained skipped, the next begins") {
+  Diary diary;
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        Stage& second = coordinator.stage("second", 300ms);
+        coordinator.spawn("hangs", [] { hang(); });
+        coordinator.on_drained("one", diary.entry("one"));
+        coordinator.on_drained("two", diary.entry("two"));
+        second.on_drained("release", diary.entry("release of second"));
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect(diary.text() == "release of second\n", diary.text());
+        expect_line(report, "stage overran service");
+        expect_line(report, "hook skipped service/one");
+        expect_line(report, "hook skipped service/two");
+        expect_line(report, "stage ok second");
+        expect_line(report, "task overran service/hangs");
+        expect_named(report, "hangs", "service", "pause");
+        const lastcall::Event* const stage =
+            support::find_event(report.events, "stage overran service");
+        // 1500 - 300 - 300 ms were its own.
+        if (stage != nullptr) expect(stage->end - stage->begin > 500ms, "it had its budget");
+        if (stage != nullptr) expect(contains(stage->detail, "1 still in"), stage->detail);
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("who leaves after its stage's budget, but before the end, is no straggler") {
+  Diary diary;
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        Stage& second = coordinator.stage("second", 300ms);
+        coordinator.on_stop("slow", [&] { coordinator.abort_token().wait(); });
+        second.spawn("slow too", [&] { coordinator.abort_token().wait(); });
+        second.on_drained("release", diary.entry("release of second"));
+      },
+      [&](const ShutdownReport& report) {
+        // All were out in the end.
+        expect(report.outcome == Outcome::clean, "clean");
+        expect_line(report, "hook overran service/slow");
+        expect_line(report, "stage overran service");
+        expect_line(report, "stage overran second");
+        expect_line(report, "hook skipped second/release");
+        expect(report.stragglers.empty(), "no stragglers");
+        expect(diary.text().empty(), diary.text());
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("a hung callback is abandoned like a hook: the other callbacks and the hooks still run") {
+  Diary diary;
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        for (int number = 0; number < 3; ++number) {
+          new lastcall::CancellationCallback(coordinator.token(), diary.entry("callback"));
+          new lastcall::CancellationCallback(coordinator.token(), [] { hang(); });
+        }
+        new lastcall::CancellationCallback(coordinator.abort_token(), [] { hang(); });
+        new lastcall::CancellationCallback(coordinator.abort_token(),
+                                           diary.entry("abort callback"));
+        coordinator.on_stop("hook", diary.entry("hook"));
+        coordinator.stage("second", 300ms).on_drained("release", diary.entry("release of second"));
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect(diary.text() ==
+                   "callback\ncallback\ncallback\nhook\nrelease of second\nabort callback\n",
+               diary.text());
+        expect_line(report, "stage overran service");
+        expect_line(report, "stage ok second");
+        int hung = 0;
+        for (const Straggler& straggler : report.stragglers) {
+          if (contains(straggler.name, "callback")) ++hung;
+        }
+        expect_equal(hung, 4, "callbacks that hang");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("an observer that hangs is abandoned, whatever it is told, and every hook still runs") {
+  // At each event of the story, the first and the last as well.
+  for (int hangs_at = 0; hangs_at < 15; ++hangs_at) {
+    INFO("hangs at event " << hangs_at);
+    Diary diary;
+    std::atomic<int> told{0};
+    ShutdownOptions options = quiet(500ms);
+    options.abort_margin = 100ms;
+    options.observer = std::make_shared<support::Witness>([&](const lastcall::Event&) {
+      if (told++ == hangs_at) hang();
+    });
+    const Ended ended = drained(
+        options,
+        [&](ShutdownCoordinator& coordinator) {
+          coordinator.on_stop("a", diary.entry("a"));
+          coordinator.on_drained("b", diary.entry("b"));
+          coordinator.stage("second", 100ms).on_stop("c", diary.entry("c"));
+          coordinator.stage("third", 100ms);
+        },
+        [&](const ShutdownReport& report) {
+          expect(diary.text() == "a\nb\nc\n", diary.text());
+          expect_equal(told.load(), hangs_at + 1, "calls of the observer");
+          // Later events reach the report only. It is waited for to the end, as a hook would be.
+          std::string story =
+              story_of(report.events, {EventKind::phase, EventKind::stage, EventKind::hook});
+          const std::size_t aborting = story.find("phase begun aborting\n");
+          if (aborting != std::string::npos) story.erase(aborting, 21);
+          expect(story ==
+                     "phase begun announced\nphase begun draining\nstage begun service\n"
+                     "hook begun service/a\nhook ok service/a\n"
+                     "hook begun service/b\nhook ok service/b\nstage ok service\n"
+                     "stage begun second\nhook begun second/c\nhook ok second/c\nstage ok second\n"
+                     "stage begun third\nstage ok third\nphase begun finished\n",
+                 story);
+        });
+    INFO(ended.err);
+    CHECK(ended.how == "exit 0");
+  }
+}
+
+TEST_CASE("an observer that hangs at the last event holds neither drain() nor run() up") {
+  for (const bool runs : {false, true}) {
+    INFO((runs ? "run()" : "drain()"));
+    const Stopwatch watch;
+    const Ended ended = in_a_process([runs] {
+      ShutdownOptions options = quiet(600ms);
+      options.observer = std::make_shared<support::Witness>([](const lastcall::Event& event) {
+        if (event.name == "finished") hang();
+      });
+      ShutdownCoordinator coordinator(options);
+      const WaitGroup::Guard stays = coordinator.enter("stays");
+      coordinator.request_shutdown();
+      if (runs) coordinator.run();
+      expect(coordinator.drain().outcome == Outcome::overrun, "an overrun");
+      std::this_thread::sleep_for(300ms);
+      say("still here\n");
+      support::leave(3);
+    });
+    INFO(ended.err);
+    CHECK(ended.how == (runs ? "exit 124" : "exit 3"));
+    CHECK(watch.elapsed() < 900ms + slack);
+  }
+}
+
+TEST_CASE("an observer that hangs long before any shutdown doesn't hold one up") {
+  const Stopwatch watch;
+  Diary diary;
+  ShutdownOptions options = quiet(1000ms);
+  options.observer = std::make_shared<support::Witness>([](const lastcall::Event&) { hang(); });
+  const Ended ended = in_a_process([&] {
+    ShutdownCoordinator coordinator(options);
+    coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+    coordinator.on_stop("hook", [] { say("hook\n"); });
+    coordinator.spawn("task", [](const CancellationToken& token) {
+      token.wait();
+      say("task\n");
+    });
+    ::raise(SIGHUP);
+    std::this_thread::sleep_for(200ms);
+    ::raise(SIGTERM);
+    coordinator.run();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 124");  // it is still in
+  CHECK(contains(ended.out, "hook\n"));
+  CHECK(contains(ended.out, "task\n"));
+  CHECK(watch.elapsed() < 1200ms + slack);
+}
+
+TEST_CASE("an observer's on_request, wants_status and on_status may hang or throw as well") {
+  struct Odd : lastcall::Observer {
+    explicit Odd(int what) : what_(what) {}
+    void on_event(const lastcall::Event&) override {}
+    void on_request(lastcall::Clock::time_point) override {
+      if (what_ == 0) hang();
+      if (what_ == 1) throw 1;
+    }
+    bool wants_status() const noexcept override {
+      if (what_ == 2) hang();
+      return true;
+    }
+    void on_status(const lastcall::LiveStatus&) override {
+      if (what_ == 3) hang();
+      if (what_ == 4) throw 1;
+    }
+    const int what_;
+  };
+  for (int what = 0; what < 5; ++what) {
+    INFO(what);
+    const bool lasts = what >= 3;  // until the first status
+    ShutdownOptions options = quiet(lasts ? 1800ms : 500ms);
+    options.abort_margin = 100ms;
+    options.observer = std::make_shared<Odd>(what);
+    Diary diary;
+    const Ended ended = drained(
+        options,
+        [&](ShutdownCoordinator& coordinator) {
+          coordinator.on_stop("hook", diary.entry("hook"));
+          coordinator.spawn("stays a while",
+                            [lasts] { std::this_thread::sleep_for(lasts ? 1200ms : 10ms); });
+        },
+        [&](const ShutdownReport& report) {
+          expect(diary.text() == "hook\n", diary.text());
+          expect_line(report, "stage ok service");
+          const bool hung = what == 0 || what == 2 || what == 3;
+          expect(report.outcome == (hung ? Outcome::overrun : Outcome::clean), "the outcome");
+        });
+    INFO(ended.err);
+    CHECK(ended.how == "exit 0");
+  }
+}
+
+TEST_CASE("a hung reload can't stop a drain") {
+  const Stopwatch watch;
+  const Ended ended = in_a_process([] {
+    ShutdownCoordinator coordinator(quiet(60s));
+    std::atomic<bool> hangs{false};
+    coordinator.on_signal(SIGHUP, [&](const SignalInfo&) {
+      hangs = true;
+      hang();
+    });
+    coordinator.spawn("task", [](const CancellationToken& token) { token.wait(); });
+    coordinator.on_drained("hook", [] { say("drained\n"); });
+    ::raise(SIGHUP);
+    support::eventually([&] { return hangs.load(); });
+    for (int sent = 0; sent < 200; ++sent) ::raise(SIGHUP);
+    ::raise(SIGTERM);
+    coordinator.run();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+  CHECK(ended.out == "drained\n");
+  CHECK(watch.elapsed() < 30s);
+}
+
+TEST_CASE(
+    "a second wish while a hook hangs: the stages after it share what is left, and drain() "
+    "returns") {
+  ShutdownOptions options = quiet(60s);
+  options.abort_margin = 1200ms;
+  options.repeat_window = 0ms;
+  Diary diary;
+  const Ended ended = in_a_process([&] {
+    ShutdownCoordinator coordinator(options);
+    Stage& second = coordinator.stage("second", 10s);
+    Stage& third = coordinator.stage("third", 10s);
+    coordinator.on_stop("hangs", [] {
+      ::kill(::getpid(), SIGINT);  // and somebody loses patience
+      hang();
+    });
+    coordinator.on_stop("after", diary.entry("after"));
+    second.on_stop("stop", diary.entry("second"));
+    third.on_stop("stop", diary.entry("third"));
+    third.spawn("task", [&](const CancellationToken& token) {
+      token.wait();
+      std::this_thread::sleep_for(50ms);
+      diary.add("task of third");
+    });
+    third.on_drained("release", diary.entry("release of third"));
+    coordinator.request_shutdown();
+    const Stopwatch watch;
+    const ShutdownReport report = coordinator.drain();
+    expect(watch.elapsed() < 1200ms + slack, "in time");
+    expect(report.outcome == Outcome::overrun, "an overrun");
+    for (const char* const line :
+         {"after", "second", "third", "task of third", "release of third"}) {
+      expect(diary.has(line), line);
+    }
+    expect_line(report, "hook overran service/hangs");
+    expect_line(report, "stage ok third");
+    expect_named(report, "hangs", "service", "pause");
+    support::leave(support::unmet_expectations > 0 ? 1 : 0);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("the budgets of stages that begin late are their shares of what is left") {
+  // With no margin the stages' budgets fill the whole grace period, less what the report needs.
+  ShutdownOptions options = quiet(1200ms);
+  options.abort_margin = 0ms;
+  Diary diary;
+  const Ended ended = drained(
+      options,
+      [&](ShutdownCoordinator& coordinator) {
+        for (const char* const name : {"second", "third", "fourth"}) {
+          Stage& stage = coordinator.stage(name, 300ms);
+          stage.spawn("hangs", [] { hang(); });
+          stage.on_stop("stop", diary.entry(std::string("stop of ") + name));
+        }
+        coordinator.spawn("hangs", [] { hang(); });
+      },
+      [&](const ShutdownReport& report) {
+        expect(diary.text() == "stop of second\nstop of third\nstop of fourth\n", diary.text());
+        for (const char* const name : {"service", "second", "third", "fourth"}) {
+          const lastcall::Event* const stage =
+              support::find_event(report.events, std::string("stage overran ") + name);
+          if (!expect(stage != nullptr, std::string(name) + " overran")) continue;
+          // A quarter each; how much later they are is the machine's affair.
+          expect(stage->end - stage->begin > 150ms, std::string(name) + " had its turn");
+        }
+        expect_equal(report.stragglers.size(), std::size_t{4}, "stragglers");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE(
+    "more hung hooks than anybody has threads for: drain() still returns, and says who was "
+    "skipped") {
+  std::atomic<int> called{0};
+  const Ended ended = drained(
+      quiet(2500ms),
+      [&](ShutdownCoordinator& coordinator) {
+        for (int number = 0; number < 100; ++number) {
+          coordinator.on_stop("hook " + std::to_string(number), [&] {
+            ++called;
+            hang();
+          });
+        }
+      },
+      [&](const ShutdownReport& report) {
+        expect(called > 3, "some were called");
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        const std::string story = story_of(report.events, {EventKind::hook});
+        const std::size_t overran = support::count_of(story, "hook overran ");
+        const std::size_t skipped = support::count_of(story, "hook skipped ");
+        expect_equal(overran + skipped, std::size_t{100}, "hooks told of");
+        expect_equal(overran, static_cast<std::size_t>(called), "hooks that overran");
+        expect_equal(report.stragglers.size(), overran, "stragglers");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("a hook that ends its thread (pthread_exit) doesn't take the drain with it") {
+  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
+  Diary diary;
+  const Ended ended = drained(
+      quiet(2000ms),
+      [&](ShutdownCoordinator& coordinator) {
+        coordinator.on_stop("ends its thread", [] { ::pthread_exit(nullptr); });
+        coordinator.on_stop("after", diary.entry("after"));
+        coordinator.stage("second", 300ms).on_drained("release", diary.entry("release of second"));
+      },
+      [&](const ShutdownReport& report) {
+        expect(diary.text() == "after\nrelease of second\n", diary.text());
+        expect_line(report, "stage ok second");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("hooks, callbacks and tasks of a drain may ask for shutdown, spawn, enter and wait") {
+  Diary diary;
+  ShutdownOptions options = quiet(60s);
+  const Ended ended = drained(
+      options,
+      [&](ShutdownCoordinator& coordinator) {
+        Stage& second = coordinator.stage("second", 10s);
+        const auto do_all = [&coordinator, &second, &diary](const char* who) {
+          if (coordinator.request_shutdown()) diary.add("asked twice");
+          second.spawn("spawned", [&diary] { diary.add("spawned"); });
+          const WaitGroup::Guard guard = second.try_enter("guard");
+          if (!guard) diary.add("refused");
+          coordinator.snapshot();
+          diary.add(who);
+        };
+        new lastcall::CancellationCallback(coordinator.token(), [do_all] { do_all("callback"); });
+        coordinator.on_stop("hook", [do_all] { do_all("on_stop"); });
+        coordinator.on_drained("hook", [do_all] { do_all("on_drained"); });
+        coordinator.spawn("task", [do_all](const CancellationToken& token) {
+          token.wait();
+          do_all("task");
+        });
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::clean, "clean");
+        for (const char* const who : {"callback", "on_stop", "on_drained", "task"}) {
+          expect(diary.has(who), who);
+        }
+        expect(!diary.has("asked twice") && !diary.has("refused"), diary.text());
+        expect_equal(support::count_of(diary.text(), "spawned\n"), std::size_t{4}, "spawned tasks");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+// ---- last words ----------------------------------------------------------------------------------------
+
+namespace {
+
+// A child that hangs in several ways and is forced; what `options.last_words` got.
+Ended forced(const ShutdownOptions& options) {
+  Child child = Child::run([&options] {
+    ShutdownCoordinator coordinator(options);
+    coordinator.spawn("hung worker", [&](const CancellationToken& token) {
+      token.wait();
+      say("cancelled\n");
+      coordinator.abort_token().wait();
+      say("aborted\n");
+      hang();
+    });
+    const WaitGroup::Guard named =
+        coordinator.stage("storage", 1s).enter("a \"guard\"\nof two lines");
+    const WaitGroup::Guard unnamed[] = {coordinator.enter(), coordinator.enter()};
+    coordinator.on_stop("hung hook", [] { hang(); });
+    say("ready\n");
+    coordinator.run();
+  });
+  if (!child.prints("ready\n")) return {"never ready", "", ""};
+  child.send(SIGTERM);
+  if (!child.prints("cancelled\n")) return {"never cancelled", "", ""};
+  std::this_thread::sleep_for(50ms);  // into the hook
+  child.send(SIGINT);
+  if (!child.prints("aborted\n")) return {"never aborted", "", ""};
+  std::this_thread::sleep_for(10ms);
+  child.send(SIGINT);
+  return child.end();
+}
+
+ShutdownOptions forceful() {
+  ShutdownOptions options = quiet(100s);
+  options.abort_margin = 40s;
+  options.repeat_window = 1ms;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("a forced end names its stragglers on the descriptor given, in whole lines") {
+  ShutdownOptions options = forceful();
+  options.last_words = STDERR_FILENO;
+  const Ended ended = forced(options);
+  INFO(ended.err);
+  CHECK(ended.how == "exit 130");
+  CHECK(contains(ended.err, "'hung hook' of stage 'service'"));
+  CHECK(contains(ended.err, "'hung worker' of stage 'service'"));
+  CHECK(contains(ended.err, "coordinator_hangs_test.cpp:"));
+  CHECK(contains(ended.err, "2 unnamed of stage 'service'"));
+  CHECK(contains(ended.err, "of stage 'storage'"));
+#if LASTCALL_LINUX
+  CHECK(contains(ended.err, "pause"));
+#endif
+  // A newline in a name forges no line.
+  CHECK_FALSE(contains(ended.err, "\nof two lines"));
+  REQUIRE_FALSE(ended.err.empty());
+  CHECK(ended.err.back() == '\n');
+  std::size_t begin = 0;
+  for (std::size_t end = ended.err.find('\n'); end != std::string::npos;
+       end = ended.err.find('\n', begin)) {
+    CHECK(support::starts_with(ended.err.substr(begin, end - begin), "lastcall: "));
+    begin = end + 1;
+  }
+}
+
+TEST_CASE("last words go to another descriptor, or nowhere") {
+  ShutdownOptions options = forceful();
+  options.last_words = STDOUT_FILENO;
+  const Ended elsewhere = forced(options);
+  CHECK(contains(elsewhere.out, "'hung hook'"));
+  CHECK(elsewhere.err.empty());
+
+  options.last_words = -1;
+  const Ended nowhere = forced(options);
+  CHECK(nowhere.how == "exit 130");
+  CHECK(nowhere.out == "ready\ncancelled\naborted\n");
+  CHECK(nowhere.err.empty());
+
+  options.last_words = 4095;  // nobody has that one
+  CHECK(forced(options).how == "exit 130");
+}
