@@ -4,6 +4,7 @@
 #include <lastcall/blocking.hpp>
 #include <lastcall/cancellation.hpp>
 #include <lastcall/cause.hpp>
+#include <lastcall/detail/version.hpp>
 #include <lastcall/observer.hpp>
 #include <lastcall/shutdown_coordinator.hpp>
 #include <lastcall/shutdown_report.hpp>

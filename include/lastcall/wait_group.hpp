@@ -39,13 +39,14 @@
 //  G9  Bare add()s are one member together: who raises their count from nothing enters, and who takes
 //      the last back leaves. So done() can take only what add() gave, and never a guard's place.
 //
-// What was tried before (guard entered and released, nanoseconds; one thread | two threads):
-//   one atomic word                        8.0 | 55     the bare limit of read-modify-writes
-//   atomic slots, leaving the one entered  8.0 | 8.2    no membarrier, but no gain for one thread
-//   plain slots without sections           -            a leaver looks at the word after it counted
-//                                                       down, when the group may be gone (G6)
-//   plain slots in sections                see bench/   this
-// (Figures of one machine; bench/ measures them on yours.)
+// What was tried, and what it gave (a guard entered and released, nanoseconds of processor time; one
+// thread | two on two cores; g++ 12 -O2, AMD Zen 5 as a virtual machine; bench/ measures it on yours):
+//   two read-modify-writes of one word        10.0 | 32    the bare limit, and exact mode
+//   slots in sections, S1 an exchange         11.1 | 11.1  what there is without membarrier
+//   slots in sections                          2.1 | 2.2   this one (clang 14: 4.1 | 4.3)
+// Plain slots without sections, each leaver looking at the word after it counted itself out, save a store
+// more; but by then the group may be gone. A slot that counts entries and leavings apart needs no move of
+// the sum, but then each leaver would have to wake a waiter, who would add up all slots every time.
 //
 // fork(): the child has none of the parent's other threads, so a group in which they were in never
 // empties there; groups made in the child work. Signal handlers: close() and is_closed() may be used

@@ -628,19 +628,22 @@ TEST_CASE("a trap that fails half way leaves every disposition as it was") {
 }
 
 TEST_CASE("a signal that came while a trap failed half way does what it would have done") {
-  const Ended ended = in_a_process([] {
-    if (!refuse_handlers_of(SIGUSR2)) ::raise(SIGTERM);
-    // Pending and blocked until the constructor has it in its hands: SIGTERM is trapped first.
-    const pid_t target = ::getpid();
-    const pid_t sender = ::fork();
-    if (sender == 0) {
-      for (;;) {
-        if (::kill(target, SIGTERM) != 0 || ::getppid() != target) ::_exit(0);
-      }
-    }
-    for (;;) message_of([] { const SignalTrap trap{SIGTERM, SIGUSR2}; });
-  });
-  CHECK(ended.how == "SIGTERM");
+  // SIGTERM is trapped, SIGWINCH refused, SIGTERM given up again, over and over; and a SIGTERM comes
+  // at any moment of that. Wherever it meets the other thread, it is the end.
+  for (int turn = 0; turn < 60; ++turn) {
+    Child child = Child::run([] {
+      if (!refuse_handlers_of(SIGWINCH)) ::raise(SIGTERM);
+      std::thread other([] {
+        for (;;) ::pause();
+      });
+      set_blocked(SIGTERM, true);
+      say("ready");
+      for (;;) message_of([] { const SignalTrap trap{SIGTERM, SIGWINCH}; });
+    });
+    REQUIRE(child.prints("ready"));
+    child.send(SIGTERM);
+    REQUIRE(child.end().how == "SIGTERM");
+  }
 }
 
 #endif

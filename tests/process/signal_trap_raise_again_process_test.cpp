@@ -57,6 +57,20 @@ TEST_CASE("a signal that nobody read is raised again when the trap has gone, if 
         }) == "lives on");
 }
 
+TEST_CASE(
+    "a signal is not raised again for a handler that has had it, or that took the number over") {
+  check_clean(in_a_process([] {
+    set_handler(SIGUSR1, plain_handler);
+    {
+      const SignalTrap trap{SIGUSR1, SIGUSR2};
+      ::raise(SIGUSR1);
+      ::raise(SIGUSR2);
+      set_handler(SIGUSR2, plain_handler);
+    }
+    expect_equal(plain_calls.load(), 1, "calls of the handler that was called on");
+  }));
+}
+
 TEST_CASE("a signal that another trap got is not raised again") {
   check_clean(in_a_process([] {
     {

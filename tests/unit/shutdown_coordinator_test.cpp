@@ -576,7 +576,9 @@ TEST_CASE("snapshot() says who is in now, and where: named guards, tasks, the un
   const Straggler* const of_task = support::find_straggler(all, "a-task-whose-name-is-long");
   REQUIRE(of_task != nullptr);
   CHECK(contains(of_task->where.file_name(), "shutdown_coordinator_test.cpp"));
-  CHECK(static_cast<int>(of_task->where.line()) == line_of_task);
+  // Of a call of several lines some compilers name the last one.
+  CHECK(static_cast<int>(of_task->where.line()) >= line_of_task);
+  CHECK(static_cast<int>(of_task->where.line()) <= line_of_task + 3);
 #if LASTCALL_LINUX
   CHECK(of_guard->thread_id == support::thread_id());
   CHECK(starts_with(of_guard->waiting_in, "running"));

@@ -222,6 +222,7 @@ inline std::optional<Clock::time_point> nearest_deadline(const Node* node) noexc
 
 /// Whether anything is left that could ever cancel the node: itself cancelled, a source or a deadline,
 /// of it or above it. `patience` bounds the walk through any_of diamonds; past it the answer is yes.
+// NOLINTNEXTLINE(misc-no-recursion): at most 64 deep
 inline bool can_be_cancelled(const Node* node, unsigned& patience, unsigned depth = 0) noexcept {
   for (;;) {
     const std::uint32_t state = node->state.load(std::memory_order_acquire);

@@ -90,19 +90,19 @@ struct SignalCauseRecord : CauseRecord {
   void describe() const noexcept {
     std::uint32_t seen = unmade;
     // acquire on failure: pairs with the release below, so that `made` means readable words.
-    if (!progress.compare_exchange_strong(seen, making, std::memory_order_acquire,
-                                          std::memory_order_acquire)) {
+    if (!progress_.compare_exchange_strong(seen, making, std::memory_order_acquire,
+                                           std::memory_order_acquire)) {
       return;
     }
     write_words();
-    progress.store(made, std::memory_order_release);
+    progress_.store(made, std::memory_order_release);
   }
 
   std::string_view words() const noexcept {
     describe();
     // Another thread is between two system calls on /proc: it holds no lock and soon is done.
-    while (progress.load(std::memory_order_acquire) != made) ::usleep(50);
-    return {buffer, length};
+    while (progress_.load(std::memory_order_acquire) != made) ::usleep(50);
+    return {buffer_, length_};
   }
 
   SignalInfo info{};
@@ -114,7 +114,7 @@ struct SignalCauseRecord : CauseRecord {
 
   void append(std::string_view part) const noexcept {
     for (const char letter : part) {
-      if (length + 1 < sizeof buffer) buffer[length++] = letter;
+      if (length_ + 1 < sizeof buffer_) buffer_[length_++] = letter;
     }
   }
   void append_number(long long number) const noexcept {
@@ -175,9 +175,9 @@ struct SignalCauseRecord : CauseRecord {
 #endif
   }
 
-  mutable std::atomic<std::uint32_t> progress{unmade};
-  mutable std::size_t length = 0;
-  mutable char buffer[128] = {};
+  mutable std::atomic<std::uint32_t> progress_{unmade};
+  mutable std::size_t length_ = 0;
+  mutable char buffer_[128] = {};
 };
 
 inline std::string_view CauseRecord::message() const noexcept {

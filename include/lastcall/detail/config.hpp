@@ -30,6 +30,9 @@
 #define LASTCALL_LINUX 0
 #endif
 
+// glibc's unwinding of a thread that ends itself is caught by a reference that is bound to nothing.
+#define LASTCALL_NO_NULL_CHECK __attribute__((no_sanitize("null")))
+
 // With -fno-exceptions an error ends the process with the message that it would have thrown.
 #if defined(__cpp_exceptions) || defined(__EXCEPTIONS)
 #define LASTCALL_EXCEPTIONS 1

@@ -101,6 +101,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     state_.drain_bell.ring();
     while (!state_.is_done()) futex_wait(state_.done, EngineState::not_done);
     while (state_.leaving.load(std::memory_order_acquire)) ::pause();
+    if (how != Ending::destructor) make_late_report();
   }
 
   /// Stops the threads, and puts every disposition back. After it nothing exits by force. Idempotent.
@@ -140,7 +141,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return false;
   }
 
-  const ShutdownReport& report() const noexcept { return drain_.report(); }
+  const ShutdownReport& report() const noexcept {
+    const bool late = state_.done.load(std::memory_order_acquire) == EngineState::done_without;
+    return late ? late_report_ : drain_.report();
+  }
 
   /// run() after drain(): flushes, for no longer than a moment, and ends the process.
   [[noreturn]] void exit_after_drain() noexcept {
@@ -169,6 +173,37 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
 
  private:
+  // Time was up, and the drain thread had not come through: it hangs where nobody could take over, or the
+  // machine has no time for it. So drain()'s caller says what is known, stacks left out.
+  void make_late_report() noexcept {
+    const std::lock_guard<std::mutex> lock(late_mutex_);
+    if (state_.done.load(std::memory_order_acquire) != EngineState::done_without ||
+        state_.taken_over.load(std::memory_order_acquire)) {
+      return;
+    }
+    const Clock::time_point now = Clock::now();
+    late_report_.outcome = Outcome::overrun;
+    late_report_.cause = state_.cause();
+    late_report_.exit_code = state_.options.exit_codes.overrun;
+    late_report_.elapsed = now - state_.requested_at.load();
+    state_.raise_phase(Phase::finished);
+    LASTCALL_TRY {
+      late_report_.stragglers = who_is_in(state_);
+      late_report_.failures = state_.log.failures();
+      late_report_.events = state_.log.all();
+      late_report_.events.push_back({EventKind::phase,
+                                     EventResult::begun,
+                                     {},
+                                     name_of(Phase::finished),
+                                     describe_outcome(late_report_.outcome, late_report_.exit_code),
+                                     now,
+                                     now});
+    }
+    LASTCALL_CATCH(...) {}
+    state_.exit_code.store(late_report_.exit_code, std::memory_order_release);
+    state_.taken_over.store(true, std::memory_order_release);
+  }
+
   struct DriverArgument {
     std::shared_ptr<Engine> engine;
     std::uint32_t number = 0;
@@ -400,6 +435,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   pthread_t handler_pthread_{};
   bool handler_thread_ = false;
   std::atomic<bool> in_handler_{false};
+  std::mutex late_mutex_;
+  ShutdownReport late_report_;
   bool put_away_ = false;
   bool unsubscribed_ = true;
   std::shared_ptr<Engine> self_;

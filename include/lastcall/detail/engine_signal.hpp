@@ -172,7 +172,7 @@ class EngineSignals {
   Clock::time_point next_deadline() const noexcept {
     if (!engine_.requested()) return section_deadline();
     Clock::time_point next = section_deadline();
-    if (!is_handed_over()) next = std::min(next, engine_.hard_end());
+    if (!is_handed_over()) next = std::min(next, forced_at());
     if (engine_.marks_owed.load(std::memory_order_acquire)) {
       next = std::min(next, Clock::now() + std::chrono::milliseconds(2));
     }
@@ -218,7 +218,7 @@ class EngineSignals {
     if (!engine_.requested()) return;
     if (now >= engine_.announce_until.load()) engine_.start_draining();
     if (now >= engine_.abort_at.load()) engine_.abort();
-    if (now >= engine_.hard_end()) end_by_force();
+    if (now >= forced_at()) end_by_force();
   }
 
   // The drain thread hangs in user code past its time: its successor goes on with the next item.
@@ -237,7 +237,19 @@ class EngineSignals {
 
   // Somebody has the end in hand, and stops this thread in a moment.
   bool is_handed_over() const noexcept {
-    return engine_.is_done() && !engine_.leaving.load(std::memory_order_acquire);
+    return engine_.is_done() && !engine_.leaving.load(std::memory_order_acquire) &&
+           !drain_is_late();
+  }
+  // drain() has to do without the drain thread, and is making a report of its own.
+  bool drain_is_late() const noexcept {
+    return engine_.done.load(std::memory_order_acquire) == EngineState::done_without &&
+           engine_.ending.load(std::memory_order_acquire) == Ending::drain &&
+           !engine_.taken_over.load(std::memory_order_acquire);
+  }
+  Clock::time_point forced_at() const noexcept {
+    const Clock::duration more =
+        drain_is_late() ? std::chrono::milliseconds(50) : Clock::duration();
+    return time_after(engine_.hard_end(), more);
   }
 
   void end_by_force() noexcept {
@@ -246,6 +258,13 @@ class EngineSignals {
       return;
     }
     if (is_handed_over()) return;
+    if (!engine_.is_done() && engine_.ending.load(std::memory_order_acquire) == Ending::drain) {
+      // The exit is its caller's. If even making a report hangs, this thread will be here again.
+      const bool made =
+          engine_.exit_code.load(std::memory_order_acquire) != EngineState::no_exit_code;
+      engine_.set_done(made ? EngineState::done_with_report : EngineState::done_without);
+      return;
+    }
     int code = engine_.exit_code.load(std::memory_order_acquire);
     // Once all has been told there may only be the flush left, which hangs.
     const bool told = engine_.told.load(std::memory_order_acquire);

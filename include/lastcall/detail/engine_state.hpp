@@ -60,7 +60,7 @@ class AtomicTime {
 // Calls something of the user's and returns what it threw, or null. Only the C library's own unwinding
 // of a thread that ends itself (pthread_exit) passes through: who stops that ends the process.
 template <class Function>
-std::exception_ptr thrown_by(Function&& function) {
+LASTCALL_NO_NULL_CHECK std::exception_ptr thrown_by(Function&& function) {
 #if LASTCALL_EXCEPTIONS
   try {
     function();
@@ -175,7 +175,7 @@ class Bell {
 /// How a caller waits for the end.
 enum class Ending : std::uint32_t { nobody, drain, run, destructor };
 
-struct EngineState : StageHost {
+struct EngineState final : StageHost {
   static constexpr unsigned most_drivers = 64;
 
   explicit EngineState(ShutdownOptions given)
@@ -246,12 +246,13 @@ struct EngineState : StageHost {
   std::atomic<Ending> ending{Ending::nobody};
   static constexpr std::uint32_t not_done = 0;
   static constexpr std::uint32_t done_with_report = 1;
-  static constexpr std::uint32_t done_without = 2;  // the destructor's time was up
+  static constexpr std::uint32_t done_without = 2;  // time was up for drain() or the destructor
   Word done{not_done};
   static constexpr int no_exit_code = std::numeric_limits<int>::min();
   std::atomic<int> exit_code{no_exit_code};  // set before done_with_report
-  std::atomic<bool> told{false};             // the observer has been told all that the report says
-  std::atomic<bool> leaving{false};          // somebody is flushing, and then ends the process
+  std::atomic<bool> taken_over{false};  // done_without, and drain() has made a report of its own
+  std::atomic<bool> told{false};        // the observer has been told all that the report says
+  std::atomic<bool> leaving{false};     // somebody is flushing, and then ends the process
 
   EngineLog log;
   std::atomic<std::size_t> spawned_in{0};  // spawned tasks of all stages, for stop_when_idle

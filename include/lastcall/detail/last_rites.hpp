@@ -16,10 +16,12 @@ extern "C" {
 // Weak: null unless the program was built with the instrumentation that defines them. libgcov keeps
 // __gcov_dump in an archive member that a weak reference does not pull in; instrumented objects refer
 // to __gcov_exit themselves, so that one is there whenever there is something to write.
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming): theirs
 [[gnu::weak]] void __gcov_dump(void);
 [[gnu::weak]] void __gcov_exit(void);
 [[gnu::weak]] int __llvm_profile_write_file(void);
 [[gnu::weak]] void __lsan_do_leak_check(void);
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 }
 
 namespace lastcall::detail {

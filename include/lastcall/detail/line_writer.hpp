@@ -49,6 +49,7 @@ class QuietWrites {
     sigaddset(&ours, SIGPIPE);
     sigaddset(&ours, SIGTTOU);
     ::pthread_sigmask(SIG_BLOCK, &ours, &before_);
+    // Only now, with the signals blocked. NOLINTNEXTLINE(cppcoreguidelines-prefer-member-initializer)
     was_pending_ = is_pending();
   }
   QuietWrites(const QuietWrites&) = delete;

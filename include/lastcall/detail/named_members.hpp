@@ -151,7 +151,7 @@ class NamedMembers {
         let_all_go();
       }
       if (!pinned_.empty()) {
-        std::qsort(pinned_.data(), pinned_.size(), sizeof pinned_[0], &compare);
+        std::qsort(pinned_.data(), pinned_.size(), sizeof(void*), &compare);
       }
     }
     Pins(const Pins&) = delete;

@@ -427,7 +427,7 @@ inline std::size_t describe_frame(const void* address, bool innermost, char* out
 /// "order_service+0x2f1c", which addr2line -e order_service takes. Allocates, takes the loader's lock.
 inline std::string symbolise(const void* address, bool innermost) {
   char buffer[256];
-  const std::string place(buffer, describe_frame(address, innermost, buffer, sizeof buffer));
+  std::string place(buffer, describe_frame(address, innermost, buffer, sizeof buffer));
 #if LASTCALL_HAS_STACKS
   const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(address) - (innermost ? 0U : 1U);
   Dl_info info{};

@@ -166,7 +166,7 @@ class SpawnedTask : public Task {
  private:
   friend class TaskCore;
 
-  static void* thread_main(void* task);
+  static void* thread_main(void* self);
   // pthread_exit() leaves thread_main() without a return, and not everywhere by unwinding: then this
   // is called, as the destructor of a thread-specific value.
   static void thread_exit(void* task) noexcept;

@@ -217,7 +217,7 @@ class TaskCore final : public Counted {
   }
 
   // In a handler: makes a Failure of the exception, unless it is none.
-  void caught(Task& task) {
+  LASTCALL_NO_NULL_CHECK void caught(Task& task) {
 #if LASTCALL_EXCEPTIONS
     try {
       throw;

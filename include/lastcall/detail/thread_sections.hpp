@@ -133,7 +133,7 @@ class ThreadSections {
 
   /// Null: no memory, no pthread key, or another thread is just making it. Ask again later.
   static ThreadSections* instance() noexcept {
-    ThreadSections* const found = instance_.load(std::memory_order_acquire);
+    ThreadSections* const found = of_process.load(std::memory_order_acquire);
     return found != nullptr ? found : make();
   }
 
@@ -186,20 +186,23 @@ class ThreadSections {
 
   // With the shared object that made the key its destructor would be gone too. At the end of the
   // process the same happens, and no thread gets a record after that.
-  struct KeyKeeper {
-    explicit KeyKeeper(ThreadSections* owner) noexcept : sections(owner) {}
+  class KeyKeeper {
+   public:
+    explicit KeyKeeper(ThreadSections* owner) noexcept : owner_(owner) {}
     KeyKeeper(const KeyKeeper&) = delete;
     KeyKeeper& operator=(const KeyKeeper&) = delete;
     ~KeyKeeper() {
-      sections->open_.store(false, std::memory_order_relaxed);
-      ::pthread_key_delete(sections->key_);
+      owner_->open_.store(false, std::memory_order_relaxed);
+      ::pthread_key_delete(owner_->key_);
     }
-    ThreadSections* sections;
+
+   private:
+    ThreadSections* owner_;
   };
 
   [[gnu::cold, gnu::noinline]] static ThreadSections* make() noexcept {
-    if (making_.exchange(true, std::memory_order_acquire)) return nullptr;
-    auto* made = instance_.load(std::memory_order_acquire);
+    if (being_made.exchange(true, std::memory_order_acquire)) return nullptr;
+    auto* made = of_process.load(std::memory_order_acquire);
     if (made == nullptr) {
       made = new (std::nothrow) ThreadSections();
       if (made != nullptr && ::pthread_key_create(&made->key_, &thread_ends) != 0) {
@@ -214,10 +217,10 @@ class ThreadSections {
       if (made != nullptr) {
         made->has_fence_ = register_fence();
         static const KeyKeeper keeper(made);
-        instance_.store(made, std::memory_order_release);
+        of_process.store(made, std::memory_order_release);
       }
     }
-    making_.store(false, std::memory_order_release);
+    being_made.store(false, std::memory_order_release);
     return made;
   }
 
@@ -258,7 +261,7 @@ class ThreadSections {
     std::atomic<ThreadRecord*>& chunk = chunks_[place.chunk];
     ThreadRecord* records = chunk.load(std::memory_order_acquire);
     if (records == nullptr) {
-      ThreadRecord* const fresh = make_chunk<ThreadRecord>(place.chunk);
+      auto* const fresh = make_chunk<ThreadRecord>(place.chunk);
       if (fresh == nullptr) return nullptr;
       for (std::uint32_t at = 0; at < ChunkPlace::size_of(place.chunk); ++at) {
         fresh[at].sections = this;
@@ -285,12 +288,10 @@ class ThreadSections {
   // In a forked child there is one thread. The others may have been copied in the middle of a section,
   // and would be waited for until the end of days.
   static void child_begins() noexcept {
-    ThreadSections* const all = instance_.load(std::memory_order_relaxed);
+    ThreadSections* const all = of_process.load(std::memory_order_relaxed);
     if (all == nullptr) return;
     const ThreadRecord* const mine = thread_state.record;
-    for (std::uint32_t word = 0; word < used_words; ++word) {
-      all->used_[word].store(0, std::memory_order_relaxed);
-    }
+    for (auto& word : all->used_) word.store(0, std::memory_order_relaxed);
     if (mine != nullptr && mine->sections == all) {
       const std::uint32_t index = index_of(mine->place);
       all->used_[index / 64].store(std::uint64_t{1} << (index % 64), std::memory_order_relaxed);
@@ -345,8 +346,10 @@ class ThreadSections {
 
   static constexpr std::uint32_t used_words = (ChunkPlace::capacity + 63) / 64;
 
-  static inline constinit std::atomic<ThreadSections*> instance_{nullptr};
-  static inline constinit std::atomic<bool> making_{false};
+  // NOLINTBEGIN(readability-identifier-naming): private, if static
+  static inline constinit std::atomic<ThreadSections*> of_process{nullptr};
+  static inline constinit std::atomic<bool> being_made{false};
+  // NOLINTEND(readability-identifier-naming)
 
   std::atomic<ThreadRecord*> chunks_[ChunkPlace::chunks]{};
   std::atomic<std::uint64_t> used_[used_words]{};  // a bit for each record that a live thread has

@@ -33,7 +33,7 @@ class TimerService {
  public:
   /// The process's own. Made on first use; std::bad_alloc if that fails.
   static TimerService& instance() {
-    static TimerService* const service = new TimerService;
+    static auto* const service = new TimerService;
     return *service;
   }
 

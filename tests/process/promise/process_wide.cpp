@@ -378,7 +378,8 @@ void add_process_wide(std::vector<Adversary>& all) {
   Adversary& back =
       add("wall clock an hour back", "exit 124", {"held worker"}, wall_clock_jumps<-1>);
   back.needs.plain_build = true;
-  add("RLIMIT_NOFILE is 0", "exit 124", {"held worker"}, no_descriptors);
+  Adversary& bare = add("RLIMIT_NOFILE is 0", "exit 124", {"held worker"}, no_descriptors);
+  bare.needs.plain_build = true;  // a leak check wants descriptors
 #if defined(__x86_64__) || defined(__aarch64__)
   Adversary& filter =
       add("seccomp: no futex, poll, open", "exit 124", {"held worker"}, nothing_is_allowed);
