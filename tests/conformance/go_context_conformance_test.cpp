@@ -44,7 +44,7 @@ class AfterFunc {
   AfterFunc(const CancellationToken& token, std::function<void()> f)
       : state_(std::make_shared<State>()) {
     state_->f = std::move(f);
-    callback_.emplace(token, [state = state_] {
+    callback_ = std::make_unique<AnyCallback>(token, [state = state_] {
       // Whoever takes the word first decides: run or stop.
       if (!state->taken.exchange(true)) state->f();
     });
@@ -62,7 +62,7 @@ class AfterFunc {
     std::function<void()> f;
   };
   std::shared_ptr<State> state_;
-  std::optional<AnyCallback> callback_;
+  std::unique_ptr<AnyCallback> callback_;
 };
 
 /// One step that cancels somebody: by hand with a cause, or by letting a deadline pass.

@@ -17,7 +17,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -147,9 +146,9 @@ static_assert(std::is_same_v<Deduced<void (&)()>, CancellationCallback<void (*)(
 struct Box {
   template <class F>
   void fill(const CancellationToken& token, F f) {
-    callback.emplace(token, std::function<void()>(std::move(f)));
+    callback = std::make_unique<AnyCallback>(token, std::function<void()>(std::move(f)));
   }
-  std::optional<AnyCallback> callback;
+  std::unique_ptr<AnyCallback> callback;
 };
 
 /// Code of a child process in which std::terminate() was called.
@@ -212,7 +211,7 @@ TEST_CASE("A callback made on a token that can never be cancelled never runs") {
   int runs = 0;
   {
     const CancellationCallback on_empty(CancellationToken(), [&] { ++runs; });
-    std::optional<CancellationSource> source(std::in_place);
+    auto source = std::make_unique<CancellationSource>();
     const CancellationToken token = source->token();
     source->disarm();
     source.reset();
@@ -235,7 +234,7 @@ TEST_CASE("A callback whose destructor has returned doesn't run") {
 TEST_CASE("A callback that never ran never runs when the last token and the source go") {
   int runs = 0;
   {
-    std::optional<CancellationSource> source(std::in_place);
+    auto source = std::make_unique<CancellationSource>();
     const CancellationCallback callback(source->token(), [&] { ++runs; });
     source->disarm();
     source.reset();
@@ -244,7 +243,7 @@ TEST_CASE("A callback that never ran never runs when the last token and the sour
 }
 
 TEST_CASE("A source's destructor runs the callbacks as its cancel() does") {
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   int runs = 0;
   const CancellationCallback callback(source->token(), [&] { ++runs; });
   source.reset();
@@ -365,11 +364,11 @@ TEST_CASE("No lock is held while a callback runs: it may use the tree as it like
 
 TEST_CASE("A callback that is registered while others run, runs in its constructor") {
   CancellationSource source;
-  std::optional<AnyCallback> late;
+  std::unique_ptr<AnyCallback> late;
   bool ran_in_constructor = false;
   int runs = 0;
   const CancellationCallback callback(source.token(), [&] {
-    late.emplace(source.token(), [&] { ++runs; });
+    late = std::make_unique<AnyCallback>(source.token(), [&] { ++runs; });
     ran_in_constructor = runs == 1;
   });
   source.cancel();
@@ -413,14 +412,14 @@ TEST_CASE("A second cancel() doesn't wait for the callbacks of the first") {
 TEST_CASE("A callback may destroy itself inside itself") {
   CancellationSource source;
   auto alive = std::make_shared<int>(1);
-  std::optional<AnyCallback> callback;
+  std::unique_ptr<AnyCallback> callback;
   int runs = 0;
   bool came_back = false;
-  callback.emplace(source.token(), [&, kept = alive] {
+  callback = std::make_unique<AnyCallback>(source.token(), [&, kept = alive] {
     ++runs;
     // What the lambda captured goes with the callback: only locals may be used from here on.
     bool* const back = &came_back;
-    std::optional<AnyCallback>* const own = &callback;
+    std::unique_ptr<AnyCallback>* const own = &callback;
     own->reset();
     *back = true;
   });
@@ -525,11 +524,14 @@ TEST_CASE(
   const CancellationToken token = source.token();
   for (Box& box : boxes) {
     box.fill(token, [&, peers = &boxes] {
-      // emplace() destroys this very lambda first.
+      // One of them is this very lambda: only locals may be used from there on.
       int* const fresh_runs = &fresh;
       const CancellationToken again = token;
       ++replaced;
-      for (Box& other : *peers) other.callback.emplace(again, [fresh_runs] { ++*fresh_runs; });
+      for (Box& other : *peers) {
+        other.callback.reset();
+        other.fill(again, [fresh_runs] { ++*fresh_runs; });
+      }
     });
   }
   source.cancel();
@@ -605,12 +607,12 @@ TEST_CASE("A callback may destroy itself, the source and the last token in one g
 
 TEST_CASE(
     "A callback outlives its source and every token, and its destructor may be the last to go") {
-  std::optional<AnyCallback> callback;
+  std::unique_ptr<AnyCallback> callback;
   int runs = 0;
   SECTION("never cancelled") {
     {
       CancellationSource source;
-      callback.emplace(source.token(), [&] { ++runs; });
+      callback = std::make_unique<AnyCallback>(source.token(), [&] { ++runs; });
       source.disarm();
     }
     callback.reset();
@@ -619,7 +621,7 @@ TEST_CASE(
   SECTION("cancelled by its source going") {
     {
       const CancellationSource source;
-      callback.emplace(source.token(), [&] { ++runs; });
+      callback = std::make_unique<AnyCallback>(source.token(), [&] { ++runs; });
     }
     CHECK(runs == 1);
     callback.reset();
@@ -629,7 +631,7 @@ TEST_CASE(
     CancellationSource parent;
     {
       CancellationSource source(parent.token());
-      callback.emplace(source.token(), [&] { ++runs; });
+      callback = std::make_unique<AnyCallback>(source.token(), [&] { ++runs; });
       source.disarm();
     }
     parent.cancel();
@@ -1118,8 +1120,8 @@ TEST_CASE("A callable whose constructor throws leaves nothing registered") {
 TEST_CASE("A callable is destroyed with its callback object, not when it has run") {
   const auto tracked = std::make_shared<int>(0);
   CancellationSource source;
-  std::optional<AnyCallback> callback;
-  callback.emplace(source.token(), [tracked] {});
+  std::unique_ptr<AnyCallback> callback;
+  callback = std::make_unique<AnyCallback>(source.token(), [tracked] {});
   source.cancel();
   CHECK(tracked.use_count() > 1);
   callback.reset();
@@ -1152,7 +1154,7 @@ TEST_CASE("A callback that throws terminates") {
                                               [] { throw std::runtime_error("x"); });
         }) == terminated);
   CHECK(dying([] {
-          std::optional<CancellationSource> parent(std::in_place);
+          auto parent = std::make_unique<CancellationSource>();
           const CancellationSource child(parent->token());
           const CancellationCallback callback(child.token(), [] { throw 42; });
           parent.reset();

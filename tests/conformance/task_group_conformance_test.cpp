@@ -62,7 +62,6 @@ TEST_CASE("errgroup: wait() returns the first error that is one, whatever comes 
     std::string first;
     for (const std::string& error : history) {
       if (first.empty()) first = error;
-      std::atomic<bool> over{false};
       group.spawn("task", [&error] {
         if (!error.empty()) throw std::runtime_error(error);
       });

@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -72,7 +71,7 @@ void model_cancel(const Family& family, std::vector<bool>& cancelled, std::size_
 }
 
 CancellationSource make(const Family& family, std::size_t node,
-                        const std::vector<std::optional<CancellationSource>>& made) {
+                        const std::vector<std::unique_ptr<CancellationSource>>& made) {
   if (family[node].empty()) return CancellationSource();
   if (family[node].size() == 1) return CancellationSource(made[family[node][0]]->token());
   std::vector<CancellationToken> parents;
@@ -124,7 +123,7 @@ TEST_CASE("A child is cancelled through its parent, the parent not through its c
 
 TEST_CASE("A grandchild is cancelled through its grandparent when the child between was dropped") {
   CancellationSource grandparent;
-  std::optional<CancellationSource> child(std::in_place, grandparent.token());
+  auto child = std::make_unique<CancellationSource>(grandparent.token());
   const CancellationSource grandchild(child->token());
   const Woken woken(grandchild.token());
   child->disarm();
@@ -160,9 +159,9 @@ TEST_CASE("Several children are dropped in any order, and those that are left ar
   do {
     for (std::size_t dropped = 0; dropped <= 3; ++dropped) {
       CancellationSource parent;
-      std::array<std::optional<CancellationSource>, 3> children;
+      std::array<std::unique_ptr<CancellationSource>, 3> children;
       for (auto& child : children) {
-        child.emplace(parent.token());
+        child = std::make_unique<CancellationSource>(parent.token());
         child->disarm();
       }
       for (std::size_t i = 0; i < dropped; ++i) children[order[i]].reset();
@@ -202,7 +201,7 @@ TEST_CASE("A cancel reaches all descendants and nobody else, each once") {
 }
 
 TEST_CASE("A parent that is dropped before its children leaves them to themselves") {
-  std::optional<CancellationSource> parent(std::in_place);
+  auto parent = std::make_unique<CancellationSource>();
   CancellationSource first(parent->token());
   CancellationSource second(parent->token());
   parent->disarm();
@@ -218,7 +217,7 @@ TEST_CASE("A parent that is dropped before its children leaves them to themselve
 }
 
 TEST_CASE("A drop guard is what every source is, and disarm() is its disarm") {
-  std::optional<CancellationSource> guard(std::in_place);
+  auto guard = std::make_unique<CancellationSource>();
   const CancellationToken token = guard->token();
   SECTION("armed") {
     guard.reset();
@@ -239,10 +238,11 @@ TEST_CASE("A drop guard is what every source is, and disarm() is its disarm") {
 TEST_CASE("A callback that holds the last token of its own node is no cycle") {
   const auto alive = std::make_shared<int>(0);
   {
-    std::optional<CancellationSource> source(std::in_place);
-    std::optional<AnyCallback> callback;
-    callback.emplace(source->token(),
-                     [held = source->token(), alive] { static_cast<void>(held.is_cancelled()); });
+    auto source = std::make_unique<CancellationSource>();
+    std::unique_ptr<AnyCallback> callback;
+    callback = std::make_unique<AnyCallback>(source->token(), [held = source->token(), alive] {
+      static_cast<void>(held.is_cancelled());
+    });
     source->disarm();
     source.reset();
     CHECK(alive.use_count() > 1);
@@ -251,23 +251,23 @@ TEST_CASE("A callback that holds the last token of its own node is no cycle") {
   }
   {
     CancellationSource source;
-    std::optional<AnyCallback> callback;
-    callback.emplace(source.token(), [held = source.token(), &callback] {
+    std::unique_ptr<AnyCallback> callback;
+    callback = std::make_unique<AnyCallback>(source.token(), [held = source.token(), &callback] {
       const CancellationToken copy = held;
       callback.reset();  // and with it `held`, inside the wake-up
       static_cast<void>(copy.is_cancelled());
     });
     source.cancel();
-    CHECK_FALSE(callback.has_value());
+    CHECK(callback == nullptr);
   }
 }
 
 TEST_CASE("A callback that holds its own source is cancelled and let go inside itself") {
   auto source = std::make_unique<CancellationSource>();
   CancellationSource* const raw = source.get();
-  std::optional<AnyCallback> callback;
+  std::unique_ptr<AnyCallback> callback;
   const auto shared = std::make_shared<std::unique_ptr<CancellationSource>>(std::move(source));
-  callback.emplace(raw->token(), [shared] { shared->reset(); });
+  callback = std::make_unique<AnyCallback>(raw->token(), [shared] { shared->reset(); });
   raw->cancel();
   CHECK(*shared == nullptr);
 }
@@ -281,12 +281,12 @@ TEST_CASE("In every small family, dropping and cancelling in every order reaches
     std::array<std::size_t, 4> order{0, 1, 2, 3};
     do {
       for (unsigned armed = 0; armed < 16; ++armed) {
-        std::vector<std::optional<CancellationSource>> sources(4);
+        std::vector<std::unique_ptr<CancellationSource>> sources(4);
         std::vector<CancellationToken> tokens;
         std::vector<std::unique_ptr<Woken>> woken;
         std::vector<bool> expected(4);
         for (std::size_t node = 0; node < 4; ++node) {
-          sources[node].emplace(make(family, node, sources));
+          sources[node] = std::make_unique<CancellationSource>(make(family, node, sources));
           tokens.push_back(sources[node]->token());
           woken.push_back(std::make_unique<Woken>(tokens.back()));
           if ((armed >> node & 1U) == 0) sources[node]->disarm();
@@ -318,9 +318,9 @@ TEST_CASE("In every small family, nodes whose every handle is gone still pass a 
     for (std::size_t canceller = 0; canceller < 4; ++canceller) {
       for (unsigned dropped = 0; dropped < 8; ++dropped) {
         if ((dropped >> canceller & 1U) != 0) continue;
-        std::vector<std::optional<CancellationSource>> sources(4);
+        std::vector<std::unique_ptr<CancellationSource>> sources(4);
         for (std::size_t node = 0; node < 4; ++node) {
-          sources[node].emplace(make(family, node, sources));
+          sources[node] = std::make_unique<CancellationSource>(make(family, node, sources));
           sources[node]->disarm();
         }
         for (std::size_t node = 0; node < 3; ++node) {
@@ -366,9 +366,9 @@ TEST_CASE("A child is dropped while its parent is cancelled, and the other way r
   constexpr int rounds = support::under_sanitizer ? 300 : 3000;
   int wrong = 0;
   for (int round = 0; round < rounds; ++round) {
-    std::optional<CancellationSource> parent(std::in_place);
-    std::optional<CancellationSource> child(std::in_place, parent->token());
-    std::optional<CancellationSource> grandchild(std::in_place, child->token());
+    auto parent = std::make_unique<CancellationSource>();
+    auto child = std::make_unique<CancellationSource>(parent->token());
+    auto grandchild = std::make_unique<CancellationSource>(child->token());
     const CancellationToken seen = grandchild->token();
     child->disarm();
     grandchild->disarm();
@@ -404,7 +404,7 @@ TEST_CASE("Siblings are made, dropped and cancelled at once under one parent") {
       threads.start([&, thread] {
         line.ready_steady_go();
         for (int i = 0; i < 40; ++i) {
-          std::optional<CancellationSource> child(std::in_place, parent.token());
+          auto child = std::make_unique<CancellationSource>(parent.token());
           const CancellationSource grandchild(child->token());
           if ((i + thread) % 3 == 0) child->disarm();
           if ((i + thread) % 3 == 1 && (!child->cancel() || !grandchild.is_cancelled())) ++astray;

@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/threads.hpp"
+#include "support/wait_group_tools.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -18,6 +19,7 @@
 
 using lastcall::WaitGroup;
 using lastcall::detail::WaitGroupAccess;
+using support::make_busy;
 using namespace std::chrono_literals;
 using Guard = WaitGroup::Guard;
 
@@ -53,12 +55,6 @@ class Crew {
   const std::function<void()>* job_ = nullptr;
   support::Threads threads_;
 };
-
-void make_busy(WaitGroup& group) {
-  for (int turn = 0; turn < 1000 && !WaitGroupAccess::is_fast(group); ++turn) {
-    const Guard guard = group.enter();
-  }
-}
 
 }  // namespace
 

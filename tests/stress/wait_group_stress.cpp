@@ -11,8 +11,7 @@
 #include <lastcall/wait_group.hpp>
 
 #include "support/threads.hpp"
-
-#include <unistd.h>
+#include "support/wait_group_tools.hpp"
 
 #include <array>
 #include <atomic>
@@ -28,15 +27,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#endif
-
 using lastcall::WaitGroup;
-using lastcall::detail::WaitGroupAccess;
 using Guard = WaitGroup::Guard;
 using support::Random;
 
@@ -213,22 +204,6 @@ void live(Round& round, Random& random, int operations) {
   }
 }
 
-bool forbid_membarrier() {
-#if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
-  sock_filter program[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-  };
-  const sock_fprog filter{4, program};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
-#else
-  return false;
-#endif
-}
-
 // The threads live for a while, several rounds, and are then replaced: numbers change hands.
 void generation(int thread_count, Random& random, std::chrono::steady_clock::time_point end,
                 long& rounds, long& zeros) {
@@ -297,7 +272,7 @@ int main(int argc, char** argv) {
   for (int at = 1; at < argc; ++at) {
     const std::string option = argv[at];
     if (option == "--without-membarrier") {
-      if (!forbid_membarrier()) {
+      if (!support::forbid_membarrier()) {
         std::puts("no system call filter can be had here: skipped");
         return 0;
       }

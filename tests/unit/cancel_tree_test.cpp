@@ -12,7 +12,6 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -67,8 +66,8 @@ TEST_CASE("A cancelled or destroyed node leaves no timer behind") {
   CancellationSource parent;
   CancellationSource cancelled(parent.token(), 1h);
   CancellationSource by_parent(parent.token(), 1h);
-  std::optional<CancellationSource> destroyed(std::in_place, parent.token(), 1h);
-  std::optional<CancellationSource> disarmed(std::in_place, parent.token(), 1h);
+  auto destroyed = std::make_unique<CancellationSource>(parent.token(), 1h);
+  auto disarmed = std::make_unique<CancellationSource>(parent.token(), 1h);
   CHECK(service.armed_for_test() == 4);
   cancelled.cancel();
   CHECK(service.armed_for_test() == 3);
@@ -147,14 +146,14 @@ TEST_CASE("A node that has grown shards goes with its last handle or link, in wh
   support::Random random(21);
   for (int round = 0; round < 60; ++round) {
     CancellationSource top;
-    std::optional<CancellationSource> parent(std::in_place, top.token());
+    auto parent = std::make_unique<CancellationSource>(top.token());
     if (round % 2 == 0) grow(parent->token());
-    std::vector<std::optional<CancellationSource>> children(12);
+    std::vector<std::unique_ptr<CancellationSource>> children(12);
     std::vector<std::unique_ptr<AnyCallback>> callbacks(12);
     int runs = 0;
     on_new_threads(12, [&](int i) {
       const auto at = static_cast<std::size_t>(i);
-      children[at].emplace(parent->token());
+      children[at] = std::make_unique<CancellationSource>(parent->token());
       callbacks[at] = std::make_unique<AnyCallback>(parent->token(), [&] { ++runs; });
       if (i == 5) grow(parent->token());
     });

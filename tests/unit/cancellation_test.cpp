@@ -302,7 +302,7 @@ TEST_CASE("A token can be copied, moved, assigned and swapped like a value") {
 }
 
 TEST_CASE("A token stays valid after its source is gone") {
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   const CancellationToken token = source->token();
   source->cancel(Cause::cancelled("before it went"));
   source.reset();
@@ -315,7 +315,7 @@ TEST_CASE("A token stays valid after its source is gone") {
 // ----------------------------------------------------------------------------- ownership of a source
 
 TEST_CASE("The destructor cancels: the defer cancel() that nobody can forget") {
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   const CancellationToken token = source->token();
   const CancellationSource child(token);
   source.reset();
@@ -325,7 +325,7 @@ TEST_CASE("The destructor cancels: the defer cancel() that nobody can forget") {
 }
 
 TEST_CASE("A disarmed source's destructor doesn't cancel") {
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   const CancellationToken token = source->token();
   source->disarm();
   source->disarm();
@@ -358,7 +358,7 @@ TEST_CASE("Moving a source moves what it owns, and the moved-from one has the em
 }
 
 TEST_CASE("The destructor of a moved-from source cancels nothing") {
-  std::optional<CancellationSource> first(std::in_place);
+  auto first = std::make_unique<CancellationSource>();
   const CancellationSource second = std::move(*first);
   first.reset();
   CHECK_FALSE(second.is_cancelled());
@@ -378,7 +378,7 @@ TEST_CASE("Assigning over a source cancels what it had") {
 
 TEST_CASE(
     "Assigning over a disarmed source doesn't cancel what it had, and takes what comes as it is") {
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   const CancellationToken old = source->token();
   source->disarm();
   CancellationSource next;
@@ -486,7 +486,7 @@ TEST_CASE("A child of the empty token is a root") {
 
 TEST_CASE("A cancel reaches a grandchild past a middle that has no handle left") {
   CancellationSource top;
-  std::optional<CancellationSource> middle(std::in_place, top.token());
+  auto middle = std::make_unique<CancellationSource>(top.token());
   const CancellationSource bottom(middle->token());
   middle->disarm();
   middle.reset();
@@ -498,7 +498,7 @@ TEST_CASE("A cancel reaches a grandchild past a middle that has no handle left")
 
 TEST_CASE("A cancel reaches a token whose source is gone") {
   CancellationSource parent;
-  std::optional<CancellationSource> child(std::in_place, parent.token());
+  auto child = std::make_unique<CancellationSource>(parent.token());
   const CancellationToken token = child->token();
   child->disarm();
   child.reset();
@@ -673,8 +673,8 @@ TEST_CASE("Const members, cancel() and token() may be used by all threads at onc
 // ---------------------------------------------------------------------------------- can_be_cancelled
 
 TEST_CASE("can_be_cancelled() is false once nothing is left that could ever cancel") {
-  std::optional<CancellationSource> parent(std::in_place);
-  std::optional<CancellationSource> child(std::in_place, parent->token());
+  auto parent = std::make_unique<CancellationSource>();
+  auto child = std::make_unique<CancellationSource>(parent->token());
   const CancellationToken parent_token = parent->token();
   const CancellationToken child_token = child->token();
 
@@ -704,8 +704,8 @@ TEST_CASE("can_be_cancelled() is false once nothing is left that could ever canc
 
 TEST_CASE("can_be_cancelled() looks past a middle whose handles are gone") {
   CancellationSource top;
-  std::optional<CancellationSource> middle(std::in_place, top.token());
-  std::optional<CancellationSource> bottom(std::in_place, middle->token());
+  auto middle = std::make_unique<CancellationSource>(top.token());
+  auto bottom = std::make_unique<CancellationSource>(middle->token());
   const CancellationToken token = bottom->token();
   middle->disarm();
   bottom->disarm();
@@ -718,8 +718,8 @@ TEST_CASE("can_be_cancelled() looks past a middle whose handles are gone") {
 }
 
 TEST_CASE("can_be_cancelled() is true for ever once cancelled") {
-  std::optional<CancellationSource> parent(std::in_place);
-  std::optional<CancellationSource> child(std::in_place, parent->token());
+  auto parent = std::make_unique<CancellationSource>();
+  auto child = std::make_unique<CancellationSource>(parent->token());
   const CancellationToken token = child->token();
   parent->cancel();
   CHECK(token.can_be_cancelled());
@@ -730,9 +730,9 @@ TEST_CASE("can_be_cancelled() is true for ever once cancelled") {
 }
 
 TEST_CASE("can_be_cancelled() follows a source that is moved") {
-  std::optional<CancellationSource> first(std::in_place);
+  auto first = std::make_unique<CancellationSource>();
   const CancellationToken token = first->token();
-  std::optional<CancellationSource> second(std::move(*first));
+  auto second = std::make_unique<CancellationSource>(std::move(*first));
   first.reset();
   CHECK(token.can_be_cancelled());
   second->disarm();
@@ -741,7 +741,7 @@ TEST_CASE("can_be_cancelled() follows a source that is moved") {
 }
 
 TEST_CASE("can_be_cancelled() counts a deadline that is still to come") {
-  std::optional<CancellationSource> source(std::in_place, CancellationToken(), 1h);
+  auto source = std::make_unique<CancellationSource>(CancellationToken(), 1h);
   const CancellationToken token = source->token();
   source->disarm();
   source.reset();
@@ -750,9 +750,9 @@ TEST_CASE("can_be_cancelled() counts a deadline that is still to come") {
 }
 
 TEST_CASE("can_be_cancelled() of an any_of is true while one of its parents' is") {
-  std::optional<CancellationSource> a(std::in_place);
-  std::optional<CancellationSource> b(std::in_place);
-  std::optional<CancellationSource> merged(
+  auto a = std::make_unique<CancellationSource>();
+  auto b = std::make_unique<CancellationSource>();
+  auto merged = std::make_unique<CancellationSource>(
       CancellationSource::any_of({a->token(), b->token(), CancellationToken()}));
   const CancellationToken token = merged->token();
   for (auto* source : {&a, &b, &merged}) (*source)->disarm();
@@ -765,7 +765,7 @@ TEST_CASE("can_be_cancelled() of an any_of is true while one of its parents' is"
 }
 
 TEST_CASE("A child of a token that can never be cancelled still has its own source") {
-  std::optional<CancellationSource> parent(std::in_place);
+  auto parent = std::make_unique<CancellationSource>();
   const CancellationToken dead = parent->token();
   parent->disarm();
   parent.reset();
@@ -810,8 +810,8 @@ TEST_CASE("deadline() is the nearest of a token's own and its ancestors'") {
 
 TEST_CASE("deadline() stays what it was when cancelled, and when the sources are gone") {
   const auto at = Clock::now() + 1h;
-  std::optional<CancellationSource> parent(std::in_place, CancellationToken(), at);
-  std::optional<CancellationSource> child(std::in_place, parent->token());
+  auto parent = std::make_unique<CancellationSource>(CancellationToken(), at);
+  auto child = std::make_unique<CancellationSource>(parent->token());
   const CancellationToken token = child->token();
   child->cancel();
   CHECK(token.deadline() == at);
@@ -984,7 +984,7 @@ TEST_CASE("Cancelled before its deadline, a token keeps that cause when the dead
 }
 
 TEST_CASE("A deadline goes on when the source was disarmed and is gone") {
-  std::optional<CancellationSource> source(std::in_place, CancellationToken(), 20ms);
+  auto source = std::make_unique<CancellationSource>(CancellationToken(), 20ms);
   const CancellationToken token = source->token();
   source->disarm();
   source.reset();
@@ -993,7 +993,7 @@ TEST_CASE("A deadline goes on when the source was disarmed and is gone") {
 }
 
 TEST_CASE("A source with a deadline that is destroyed was cancelled, not exceeded") {
-  std::optional<CancellationSource> source(std::in_place, CancellationToken(), 1h);
+  auto source = std::make_unique<CancellationSource>(CancellationToken(), 1h);
   const CancellationToken token = source->token();
   source.reset();
   CHECK(token.cause().kind() == CauseKind::cancelled);
@@ -1024,14 +1024,14 @@ TEST_CASE("All deadlines share one thread, and their callbacks run on it") {
 }
 
 TEST_CASE("A deadline's callback may make, cancel and destroy deadlines, its own among them") {
-  std::optional<CancellationSource> own(std::in_place, CancellationToken(), 5ms);
+  auto own = std::make_unique<CancellationSource>(CancellationToken(), 5ms);
   CancellationSource other(CancellationToken(), 1h);
-  std::optional<CancellationSource> doomed(std::in_place, CancellationToken(), 1h);
-  std::optional<CancellationSource> born;
+  auto doomed = std::make_unique<CancellationSource>(CancellationToken(), 1h);
+  std::unique_ptr<CancellationSource> born;
   std::atomic<bool> done{false};
   const CancellationToken doomed_token = doomed->token();
   const CancellationCallback callback(own->token(), [&] {
-    born.emplace(CancellationToken(), 5ms);
+    born = std::make_unique<CancellationSource>(CancellationToken(), 5ms);
     other.cancel();
     doomed.reset();
     own.reset();
@@ -1315,8 +1315,8 @@ TEST_CASE("A waiter wakes only after its whole subtree is marked") {
 TEST_CASE("A waiter that has woken may drop the last handle at once") {
   constexpr int rounds = support::under_sanitizer ? 200 : 2000;
   for (int round = 0; round < rounds; ++round) {
-    std::optional<CancellationSource> source(std::in_place);
-    std::optional<CancellationSource> child(std::in_place, source->token());
+    auto source = std::make_unique<CancellationSource>();
+    auto child = std::make_unique<CancellationSource>(source->token());
     support::Threads threads;
     std::atomic<int> ready{0};
     for (int i = 0; i < 2; ++i) {
@@ -1493,7 +1493,7 @@ TEST_CASE("fd() doesn't leak into exec'ed programs") {
 
 TEST_CASE("fd() is -1 if the token can never be cancelled") {
   CHECK(CancellationToken().fd() == -1);
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   const CancellationToken token = source->token();
   source->disarm();
   source.reset();
@@ -1502,7 +1502,7 @@ TEST_CASE("fd() is -1 if the token can never be cancelled") {
 }
 
 TEST_CASE("fd() stays what it was when the last that could cancel is gone") {
-  std::optional<CancellationSource> source(std::in_place);
+  auto source = std::make_unique<CancellationSource>();
   const CancellationToken token = source->token();
   const int fd = token.fd();
   source->disarm();
@@ -1703,7 +1703,7 @@ TEST_CASE("any_of with a parent that is cancelled already is born cancelled with
 TEST_CASE("any_of with duplicates and empty tokens is as if they were named once, or not at all") {
   CancellationSource a;
   CancellationSource b;
-  std::optional<CancellationSource> merged(CancellationSource::any_of(
+  auto merged = std::make_unique<CancellationSource>(CancellationSource::any_of(
       {a.token(), CancellationToken(), a.token(), b.token(), a.token(), CancellationToken()}));
   int runs = 0;
   const CancellationCallback callback(merged->token(), [&] { ++runs; });
@@ -1773,7 +1773,7 @@ TEST_CASE("A node that is reached by many ways is cancelled once") {
 }
 
 TEST_CASE("any_of may outlive its parents' sources, and its parents it") {
-  std::optional<CancellationSource> a(std::in_place);
+  auto a = std::make_unique<CancellationSource>();
   CancellationSource b;
   CancellationSource merged = CancellationSource::any_of({a->token(), b.token()});
   a->disarm();

@@ -14,7 +14,6 @@
 #include <exception>
 #include <memory>
 #include <new>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -73,6 +72,7 @@ struct SaysNothing : std::exception {
   const char* what() const noexcept override { return ""; }
 };
 
+#if LASTCALL_LINUX
 // The name that the kernel has for this process, as a reader of /proc sees it.
 std::string own_name() {
   char name[64] = {};
@@ -84,6 +84,7 @@ std::string own_name() {
   while (!out.empty() && out.back() == '\n') out.pop_back();
   return out;
 }
+#endif
 
 }  // namespace
 
@@ -238,7 +239,7 @@ TEST_CASE("A failure lets go of its exception with its last copy") {
     std::shared_ptr<int> held;
   };
   {
-    std::optional<Cause> first(Cause::failure(std::make_exception_ptr(Holds(tracked))));
+    auto first = std::make_unique<Cause>(Cause::failure(std::make_exception_ptr(Holds(tracked))));
     const Cause second = *first;
     first.reset();
     CHECK(tracked.use_count() == 2);
@@ -248,7 +249,7 @@ TEST_CASE("A failure lets go of its exception with its last copy") {
 }
 
 TEST_CASE("Copies are equal in every respect and live on their own") {
-  std::optional<Cause> original(Cause::signal(signal_from(SIGTERM, ::getpid())));
+  auto original = std::make_unique<Cause>(Cause::signal(signal_from(SIGTERM, ::getpid())));
   const std::string before = text(*original);
   const Cause copy = *original;
   original.reset();

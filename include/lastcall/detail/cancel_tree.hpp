@@ -623,10 +623,10 @@ inline Node* make_child(Node* parent) {
 /// is needed and can't be started.
 inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::time_point now) {
   const auto above = parent != nullptr ? nearest_deadline(parent) : std::nullopt;
-  const Clock::time_point nearest = above ? std::min(*above, deadline) : deadline;
+  const Clock::time_point nearest = std::min(above.value_or(deadline), deadline);
   if (parent != nullptr && is_cancelled(parent)) return make_cancelled(parent->cause, nearest);
   if (deadline <= now) return make_cancelled(&deadline_record, nearest);
-  if (above && *above <= deadline) return make_child(parent);
+  if (above && above.value_or(deadline) <= deadline) return make_child(parent);
   auto timed = std::make_unique<TimedNode>();
   timed->deadline = deadline;
   timed->handles.store(1, std::memory_order_relaxed);

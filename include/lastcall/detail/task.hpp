@@ -172,10 +172,17 @@ class SpawnedTask : public Task {
   static void thread_exit(void* task) noexcept;
   static void conclude(SpawnedTask* task) noexcept;
 
+  // A key goes with the shared object that holds its destructor's code. Without one (there are 1024 in a
+  // process) only pthread_exit() from inside a task is amiss: the task never leaves.
   struct ExitKey {
     ExitKey() noexcept : usable(::pthread_key_create(&key, &SpawnedTask::thread_exit) == 0) {}
+    ExitKey(const ExitKey&) = delete;
+    ExitKey& operator=(const ExitKey&) = delete;
+    ~ExitKey() {
+      if (usable) ::pthread_key_delete(key);
+    }
     pthread_key_t key{};
-    bool usable;
+    const bool usable;
   };
   static const ExitKey& exit_key() noexcept {
     static const ExitKey key;

@@ -45,11 +45,16 @@ void take_the_heap() noexcept {
   }
 }
 
+// Too long for a string to hold without memory.
+constexpr const char* thrower = "one that throws, and whose name is long";
+
 struct Everything {
   explicit Everything(ShutdownOptions options)
       : lifetime(std::move(options)),
         callback(lifetime.token(), [] { write_out(STDERR_FILENO, "callback\n"); }) {
     lifetime.on_stop("stop", [] { write_out(STDERR_FILENO, "stop\n"); });
+    // So many that nobody has room for them by chance.
+    for (int i = 0; i < 40; ++i) lifetime.on_drained("one of many to be released", [] {});
     lifetime.on_drained("drained", [] { write_out(STDERR_FILENO, "drained\n"); });
     second = &lifetime.stage("second", 50ms);
     second->on_drained("second drained", [] { write_out(STDERR_FILENO, "second drained\n"); });
@@ -60,10 +65,15 @@ struct Everything {
   lastcall::Stage* second = nullptr;
 };
 
-// Hooks that take what the drain thread's own arena has left.
+// Hooks that take what the drain thread's own arena has left. The address space has an end by then.
+void add_eaters(ShutdownCoordinator& lifetime) {
+  lifetime.on_stop("eater", [] { take_the_heap(); });
+  lifetime.on_drained("eater", [] { take_the_heap(); });
+}
+
 void memory_gone(Stand& stand) {
   Everything all(stand.options());
-  all.lifetime.on_stop("eater", [] { take_the_heap(); });
+  add_eaters(all.lifetime);
   take_all_memory();
   take_the_heap();
   stand.ready();
@@ -73,7 +83,7 @@ void memory_gone(Stand& stand) {
 void memory_gone_and_worker_held(Stand& stand) {
   Everything all(stand.options());
   all.lifetime.spawn("held worker", [](CancellationToken) { hang(); });
-  all.lifetime.on_stop("eater", [] { take_the_heap(); });
+  add_eaters(all.lifetime);
   all.lifetime.on_stop("held hook", [] { hang(); });
   take_all_memory();
   take_the_heap();
@@ -83,9 +93,9 @@ void memory_gone_and_worker_held(Stand& stand) {
 
 void memory_gone_and_everybody_throws(Stand& stand) {
   Everything all(stand.options());
-  all.lifetime.on_stop("eater", [] { take_the_heap(); });
-  all.lifetime.on_stop("thrower", [] { throw std::bad_alloc(); });
-  all.lifetime.spawn("thrower", [](CancellationToken token) {
+  add_eaters(all.lifetime);
+  all.lifetime.on_stop(thrower, [] { throw std::bad_alloc(); });
+  all.lifetime.spawn(thrower, [](CancellationToken token) {
     token.wait();
     take_the_heap();
     throw std::bad_alloc();
@@ -111,9 +121,17 @@ void new_throws_and_a_hook_hangs(Stand& stand) {
   all.lifetime.run();
 }
 
+void new_throws_and_so_does_a_hook(Stand& stand) {
+  Everything all(stand.options());
+  all.lifetime.on_stop(thrower, [] { throw 1; });
+  exhaust_operator_new();
+  stand.ready();
+  all.lifetime.run();
+}
+
 void new_throws_in_a_task(Stand& stand) {
   Everything all(stand.options());
-  all.lifetime.spawn("thrower", [&stand](CancellationToken) {
+  all.lifetime.spawn(thrower, [&stand](CancellationToken) {
     stand.ready();
     std::this_thread::sleep_for(40ms);
     exhaust_operator_new();
@@ -144,6 +162,8 @@ void add_memory(std::vector<Adversary>& all) {
   add("memory gone, worker and hook held", "exit 124", {"held worker", "held hook"},
       memory_gone_and_worker_held, Bound::grace);
   add("operator new throws", "exit 0", steps, new_throws, Bound::at_once);
+  add("operator new throws, so does a hook", "exit 1", steps, new_throws_and_so_does_a_hook,
+      Bound::at_once);
   add("operator new throws, hook held", "exit 124", {"held hook", "the next hook has run"},
       new_throws_and_a_hook_hangs, Bound::grace);
   add("operator new throws in a task", "exit 1", steps, new_throws_in_a_task, Bound::at_once)

@@ -263,6 +263,22 @@ void much_memory(Stand& stand) {
 
 // ---- clocks ----------------------------------------------------------------------------------------
 
+// The kernel lets poll(2) be late in proportion to its time, most of all for a nice process on an idle
+// machine; and nothing wakes the signal thread before the end.
+constexpr milliseconds long_grace = 20s;
+
+void long_grace_period(Stand& stand) {
+  ::setpriority(PRIO_PROCESS, 0, 19);
+  lastcall::ShutdownOptions options = stand.options();
+  options.grace_period = long_grace;
+  options.abort_margin = 0ms;
+  ShutdownCoordinator lifetime(std::move(options));
+  lifetime.spawn("held worker", [](CancellationToken) { hang(); });
+  hold_allocator();
+  stand.ready();
+  lifetime.run();
+}
+
 template <int Hours>
 void wall_clock_jumps(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
@@ -378,6 +394,12 @@ void add_process_wide(std::vector<Adversary>& all) {
   Adversary& back =
       add("wall clock an hour back", "exit 124", {"held worker"}, wall_clock_jumps<-1>);
   back.needs.plain_build = true;
+  Adversary& patient =
+      add("nice 19, a grace period of 20 s", "exit 124", {"held worker"}, long_grace_period);
+  patient.bound = Bound::at_once;
+  patient.extra = long_grace;
+  patient.needs.long_form = true;
+  patient.needs.plain_build = true;
   Adversary& bare = add("RLIMIT_NOFILE is 0", "exit 124", {"held worker"}, no_descriptors);
   bare.needs.plain_build = true;  // a leak check wants descriptors
 #if defined(__x86_64__) || defined(__aarch64__)

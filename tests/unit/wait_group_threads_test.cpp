@@ -1,0 +1,353 @@
+// wait_group.hpp among threads: who ends when, who is too many, who is in the middle of a section, and a
+// group that is gone the moment that wait() has returned.
+#include <lastcall/wait_group.hpp>
+
+#include "support/catch.hpp"
+#include "support/threads.hpp"
+#include "support/wait_group_tools.hpp"
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+using lastcall::Clock;
+using lastcall::WaitGroup;
+using lastcall::detail::WaitGroupAccess;
+using support::make_busy;
+using support::prepare;
+using support::WaitingThread;
+using namespace std::chrono_literals;
+using Guard = WaitGroup::Guard;
+
+TEST_CASE("any thread may release a guard") {
+  WaitGroup group;
+  prepare(group, GENERATE(false, true));
+  std::vector<Guard> guards;
+  for (int number = 0; number < 100; ++number) {
+    guards.push_back(number % 3 == 0 ? group.enter("named") : group.enter());
+  }
+  std::thread([&] { guards.erase(guards.begin() + 50, guards.end()); }).join();
+  CHECK(group.count() == 50);
+  CHECK_FALSE(group.wait_for(0s));
+  std::thread([&] { guards.clear(); }).join();
+  CHECK(group.count() == 0);
+  CHECK(group.wait_for(0s));
+  CHECK(group.members().empty());
+}
+
+TEST_CASE("a thread may end with its guards out") {
+  WaitGroup group;
+  prepare(group, GENERATE(false, true));
+  std::vector<Guard> guards;
+  for (int number = 0; number < 100; ++number) {
+    std::thread([&] {
+      guards.push_back(group.enter());
+      guards.push_back(group.enter());
+      guards.erase(guards.begin());
+    }).join();
+  }
+  CHECK(group.count() == 100);
+  CHECK_FALSE(group.wait_for(0s));
+  CHECK(group.count() == 100);
+  guards.clear();
+  CHECK(group.wait_for(0s));
+}
+
+TEST_CASE("the place of a thread that has ended goes to another") {
+  WaitGroup group;
+  make_busy(group);
+  int without_place = 0;
+  for (int number = 0; number < 2100; ++number) {  // twice as many as there are places
+    std::thread([&] {
+      const Guard guard = group.enter();
+      if (lastcall::detail::thread_state.record == nullptr) ++without_place;
+    }).join();
+  }
+  CHECK(without_place == 0);
+  CHECK(group.count() == 0);
+}
+
+TEST_CASE("a guard that a thread_local holds leaves when the thread ends") {
+  WaitGroup group;
+  prepare(group, GENERATE(false, true));
+  std::thread([&] {
+    static thread_local Guard late;
+    late = group.enter();
+  }).join();
+  CHECK(group.count() == 0);
+  CHECK(group.wait_for(0s));
+}
+
+TEST_CASE("more threads than a group has slots are counted as well") {
+  // The table has 1008 places, one for each live thread.
+  constexpr int threads_wanted = support::under_sanitizer ? 1100 : 1500;
+  WaitGroup group;
+  make_busy(group);
+  struct Shared {
+    WaitGroup& group;
+    support::Gate& all_in;
+    support::Gate& all_out;
+    std::atomic<int> inside{0};
+  };
+  support::Gate all_in;
+  support::Gate all_out;
+  Shared shared{group, all_in, all_out};
+  std::vector<pthread_t> threads;
+  pthread_attr_t small;
+  ::pthread_attr_init(&small);
+  ::pthread_attr_setstacksize(&small, std::size_t{128} << 10U);
+  for (int number = 0; number < threads_wanted; ++number) {
+    pthread_t thread{};
+    const int failed = ::pthread_create(
+        &thread, &small,
+        [](void* argument) -> void* {
+          Shared& with = *static_cast<Shared*>(argument);
+          for (int turn = 0; turn < 10; ++turn) const Guard brief = with.group.enter();
+          Guard guard = with.group.enter();
+          ++with.inside;
+          with.all_in.wait();
+          guard.release();
+          for (int turn = 0; turn < 10; ++turn) const Guard brief = with.group.enter();
+          return nullptr;
+        },
+        &shared);
+    if (failed != 0) break;
+    threads.push_back(thread);
+  }
+  ::pthread_attr_destroy(&small);
+  const int started = static_cast<int>(threads.size());
+  CHECK(support::eventually([&] { return shared.inside == started; }));
+  CHECK(group.count() == threads.size());
+  CHECK(WaitGroupAccess::is_fast(group));
+  CHECK_FALSE(group.wait_for(0s));
+  CHECK(group.count() == threads.size());
+  all_in.open();
+  group.wait();
+  for (const pthread_t thread : threads) ::pthread_join(thread, nullptr);
+  CHECK(group.count() == 0);
+  if (started < 1009) WARN("only " << started << " threads could be had");
+}
+
+TEST_CASE("close() races with try_enter(): a guard was given and is waited for, or refused") {
+  const bool busy = GENERATE(false, true);
+  for (int round = 0; round < 300; ++round) {
+    WaitGroup group;
+    prepare(group, busy);
+    std::atomic<int> inside{0};
+    std::atomic<int> given{0};
+    std::atomic<bool> refused_then_given{false};
+    support::Threads threads;
+    support::StartingLine line(3);
+    for (int number = 0; number < 2; ++number) {
+      threads.start([&] {
+        line.ready_steady_go();
+        bool refused = false;
+        for (int turn = 0; turn < 200; ++turn) {
+          if (Guard guard = group.try_enter()) {
+            ++given;
+            ++inside;
+            if (refused) refused_then_given = true;
+            --inside;
+          } else {
+            refused = true;
+          }
+        }
+      });
+    }
+    line.ready_steady_go();
+    if (round % 2 == 0) std::this_thread::yield();
+    group.close();
+    group.wait();
+    // From here on nobody can be in between: entered() and waited for, or refused for ever.
+    const int inside_after = inside;
+    const int given_after = given;
+    threads.join();
+    REQUIRE(inside_after == 0);
+    REQUIRE(given == given_after);
+    REQUIRE_FALSE(refused_then_given);
+    REQUIRE(group.count() == 0);
+  }
+}
+
+TEST_CASE("the group may be destroyed the moment that wait() has returned") {
+  const bool busy = GENERATE(false, true);
+  constexpr int members = 3;
+  const int rounds = support::under_sanitizer ? 1000 : 4000;
+  std::atomic<std::uintptr_t> handed{0};
+  std::atomic<int> entered{0};
+  std::atomic<bool> over{false};
+  support::Threads threads;
+  support::StartingLine line(members + 1);
+  for (int number = 0; number < members; ++number) {
+    threads.start([&, number] {
+      for (;;) {
+        line.ready_steady_go();
+        if (over) return;
+        auto* const group = reinterpret_cast<WaitGroup*>(handed.load());
+        Guard guard = number == 0 ? group->enter("named") : group->enter();
+        ++entered;
+        guard.release();  // the last that this thread has to do with the group
+      }
+    });
+  }
+  for (int round = 0; round < rounds; ++round) {
+    auto group = std::make_unique<WaitGroup>();
+    if (busy) make_busy(*group);
+    entered = 0;
+    handed = reinterpret_cast<std::uintptr_t>(group.get());
+    line.ready_steady_go();
+    while (entered != members) std::this_thread::yield();
+    group->wait();
+    group.reset();
+  }
+  over = true;
+  line.ready_steady_go();
+  threads.join();
+  SUCCEED("no leaver touched a group that was gone, or the sanitizer would have said so");
+}
+
+TEST_CASE("the group may be destroyed by whoever of several waiters returns first") {
+  for (int round = 0; round < 300; ++round) {
+    auto* const group = new WaitGroup;
+    Guard guard = group->enter();
+    std::atomic<bool> taken{false};
+    support::Threads threads;
+    for (int number = 0; number < 3; ++number) {
+      threads.start([&] {
+        group->wait();
+        if (!taken.exchange(true)) delete group;
+      });
+    }
+    const bool all_wait =
+        support::eventually([&] { return WaitGroupAccess::waiters(*group) == 3; });
+    guard.release();
+    threads.join();
+    REQUIRE(all_wait);
+  }
+  SUCCEED("nobody used it afterwards");
+}
+
+TEST_CASE("a group becomes fast when it is busy, exact when it is waited for, and fast again") {
+  WaitGroup group;
+  {
+    const Guard guard = group.enter();
+    CHECK_FALSE(WaitGroupAccess::is_fast(group));
+  }
+  make_busy(group);
+  CHECK(WaitGroupAccess::is_fast(group));
+  Guard guard = group.enter();
+  CHECK(WaitGroupAccess::is_fast(group));
+  CHECK(group.count() == 1);
+  CHECK_FALSE(group.wait_for(0s));
+  CHECK_FALSE(WaitGroupAccess::is_fast(group));
+  CHECK(group.count() == 1);
+  {
+    const WaitingThread waiter(group);
+    make_busy(group);
+    CHECK_FALSE(WaitGroupAccess::is_fast(group));  // not while somebody waits
+    guard.release();
+    CHECK(waiter.returns());
+  }
+  make_busy(group);
+  CHECK(WaitGroupAccess::is_fast(group));
+  guard = group.enter();
+  group.close();
+  CHECK(WaitGroupAccess::is_fast(group));
+  CHECK_FALSE(static_cast<bool>(group.try_enter()));
+  guard.release();
+  group.wait();
+  CHECK_FALSE(WaitGroupAccess::is_fast(group));
+}
+
+TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
+  WaitGroup group;
+  make_busy(group);
+  support::Gate inside;
+  support::Gate leave;
+  std::thread stuck([&] {
+    auto* const record = lastcall::detail::ThreadSections::instance()->attach();
+    record->open(WaitGroupAccess::section_of(group));
+    inside.open();
+    leave.wait();
+    record->close();
+  });
+  const bool came = inside.wait();
+  const bool zero = group.wait_for(20ms);
+  const bool still_fast = WaitGroupAccess::is_fast(group);
+  Guard guard = group.enter();
+  const std::size_t count = group.count();
+  std::atomic<pid_t> id{0};
+  std::atomic<bool> returned{false};
+  std::thread patient([&] {
+    id = support::thread_id();
+    group.wait();
+    returned = true;
+  });
+  support::let_it_block(id);
+  const bool early = returned;
+  const bool second = group.wait_for(20ms);  // the other one has the lock, and that doesn't matter
+  leave.open();
+  guard.release();
+  patient.join();
+  stuck.join();
+  CHECK(came);
+  CHECK_FALSE(zero);
+  CHECK(still_fast);
+  CHECK(count == 1);
+  CHECK_FALSE(early);
+  CHECK_FALSE(second);
+  CHECK(returned);
+}
+
+TEST_CASE("in a forked child a new group works, whatever the parent's threads were doing") {
+  alignas(WaitGroup) unsigned char room[sizeof(WaitGroup)];
+  auto* const group = ::new (static_cast<void*>(room)) WaitGroup;
+  make_busy(*group);
+  std::atomic<bool> over{false};
+  support::Threads threads;
+  for (int number = 0; number < 2; ++number) {
+    threads.start([&] {
+      while (!over) const Guard guard = group->enter();
+    });
+  }
+  int failures = 0;
+  for (int round = 0; round < 20; ++round) {
+    failures += support::in_child_process([&] {
+      // At the same address, where the parent's threads may have been in the middle of a section.
+      auto* const mine = ::new (static_cast<void*>(room)) WaitGroup;
+      make_busy(*mine);
+      Guard guard = mine->enter();
+      if (mine->wait_for(0s)) return 1;
+      guard.release();
+      return mine->wait_for(10s) ? 0 : 1;
+    });
+  }
+  over = true;
+  threads.join();
+  CHECK(failures == 0);
+  group->wait();
+  group->~WaitGroup();
+}
+
+TEST_CASE("waiting still works when a filter takes membarrier away after it was granted") {
+  WaitGroup group;
+  make_busy(group);
+  const int ended = support::in_child_process([&] {
+    if (!support::forbid_membarrier()) return 77;
+    Guard guard = group.enter();
+    if (!WaitGroupAccess::is_fast(group) || group.wait_for(0s)) return 1;
+    make_busy(group);
+    guard.release();
+    return group.wait_for(10s) ? 0 : 2;
+  });
+  if (ended == 77) WARN("no filter can be had here");
+  CHECK((ended == 0 || ended == 77));
+}
