@@ -444,6 +444,7 @@ TEST_CASE("to_trace() draws what never ended up to the end") {
   report.events.push_back(event(EventKind::stage, EventResult::begun, "", "s", "", 1s, 1s));
   report.events.push_back(event(EventKind::hook, EventResult::begun, "s", "hung", "", 2s, 2s));
   const Trace trace(report);
+  CHECK(Trace::times(trace.span("announced")) == std::pair(0LL, 5'000'000'000LL));
   CHECK(Trace::times(trace.span("s")) == std::pair(1'000'000'000LL, 5'000'000'000LL));
   CHECK(Trace::times(trace.span("hung")) == std::pair(2'000'000'000LL, 5'000'000'000LL));
 }

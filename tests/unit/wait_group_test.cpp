@@ -180,6 +180,23 @@ TEST_CASE("a copy of a live guard is let in once closed, and is waited for") {
   CHECK(group.wait_for(0s));
 }
 
+TEST_CASE("a copy of a live guard without a name is let in once closed, and is waited for") {
+  WaitGroup group;
+  prepare(group, GENERATE(false, true));
+  Guard original = group.enter();
+  group.close();
+  Guard copy = original;
+  CHECK(static_cast<bool>(copy));
+  CHECK(group.count() == 2);
+  original.release();
+  CHECK_FALSE(group.wait_for(0s));
+  original = copy;
+  copy.release();
+  CHECK_FALSE(group.wait_for(0s));
+  original.release();
+  CHECK(group.wait_for(0s));
+}
+
 TEST_CASE("a closed group refuses to let anybody in, and says so") {
   WaitGroup group;
   prepare(group, GENERATE(false, true));
@@ -296,6 +313,33 @@ TEST_CASE("add() refuses more than can be counted, and adds nothing then") {
   CHECK(ended == 0);
 }
 
+TEST_CASE("add() by two at once from nothing is one add() after the other") {
+  WaitGroup group;
+  support::StartingLine line(2);
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    for (;;) {
+      line.ready_steady_go();
+      if (over) return;
+      group.add(2);
+      line.ready_steady_go();
+    }
+  });
+  int wrong = 0;
+  for (int round = 0; round < 2000; ++round) {
+    line.ready_steady_go();
+    group.add();
+    line.ready_steady_go();
+    wrong += group.count() == 3 ? 0 : 1;
+    for (int turn = 0; turn < 3; ++turn) group.done();
+    wrong += group.count() == 0 ? 0 : 1;
+  }
+  over = true;
+  line.ready_steady_go();
+  other.join();
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("members() lists the named guards that are out, oldest first") {
   WaitGroup group;
   prepare(group, GENERATE(false, true));
@@ -351,6 +395,19 @@ TEST_CASE("members() keeps the order of entry with many members of many threads"
   for (std::size_t at = 0; at < members.size(); ++at) {
     REQUIRE(members[at].name == std::to_string(at / 8));
   }
+}
+
+TEST_CASE("a member that leaves while it is looked at stays in memory until then") {
+  WaitGroup group;
+  Guard guard = group.enter("a name that is too long for any small buffer");
+  {
+    const lastcall::detail::NamedMembers::Pins pins(WaitGroupAccess::named_members(group));
+    guard.release();
+    CHECK(group.members().empty());
+    REQUIRE(pins.list().size() == 1);
+    CHECK(pins.list()[0]->name == "a name that is too long for any small buffer");
+  }
+  CHECK(group.wait_for(0s));
 }
 
 TEST_CASE("members() may be called while others enter and leave") {

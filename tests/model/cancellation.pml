@@ -1,0 +1,507 @@
+/* The protocol of the cancellation tree (include/lastcall/detail/cancel_tree.hpp) on a small tree, with
+ * the invariants I1 ... I9 that are numbered at the head of include/lastcall/cancellation.hpp.
+ *
+ *   spin -a -DSCENARIO=n cancellation.pml && cc -O2 -o pan pan.c && ./pan        must find no error
+ *   ... -DBUG=n -DSCENARIO=m                                                     must find one
+ *
+ * The tree is a line: node 0 is the root, 1 its child, 2 a child of 1 that is made on the way. Threads:
+ *   A  owns the root's source: cancels it, gives its handle up
+ *   B  owns node 1's source: cancels it or (as if disarmed) doesn't, gives its handle up
+ *   R  has a token of node 1: registers a callback, may drop the token first, destroys the callback
+ *   K  has a token of node 1: makes node 2 under it, drops the token, drops node 2
+ *   W  has a token of node 1: waits, with or without a timeout, drops the token
+ *
+ *   SCENARIO  1: A B R    2: A B K    3: A B W    4: A R K    5: A R W    6: A K W
+ *
+ * Every lock, unlock, load and read-modify-write of the code is one step here. What is modelled is
+ * sequentially consistent; the code's weaker orders are argued where they stand. A node's lanes are one
+ * lane: shards are the same lists behind more locks, taken in the same order.
+ *
+ *   BUG  1 (I2) a node is flagged on the way down, before its descendants
+ *        2 (I2) the cause is written after the flag
+ *        3 (I3) a canceller passes by a child that another one has locked
+ *        4 (I3) the parent is unlocked before the child is locked
+ *        5 (I5) the last handle is looked for without the parent's lock
+ *        6 (I6) who empties an orphan's lane leaves it alone
+ *        7 (I5) the worklist holds no handle of its nodes
+ *        8 (I7) the destructor doesn't wait for its running callback
+ *        9 (I7) the runner looks at the callback after it has said that it is finished
+ *       10 (I7) the runner stores `finished` without looking whether somebody waits
+ *       11 (I8) a waiter asks whether the node is cancelled before it takes the lock, not after
+ *       12 (I8) a waiter whose time is up leaves without the lock
+ *       13 (I1) a child is linked to a parent that was uncancelled before the lock was taken
+ *       14 (I3) a node that goes locks itself first, then its parent
+ *       15 (I7) the callback is taken without being marked as running
+ *       16 (I8) waiters are woken before the whole subtree is marked
+ */
+#ifndef BUG
+#define BUG 0
+#endif
+#ifndef SCENARIO
+#define SCENARIO 1
+#endif
+
+#define WITH_B (SCENARIO <= 3)
+#define WITH_R (SCENARIO == 1 || SCENARIO == 4 || SCENARIO == 5)
+#define WITH_K (SCENARIO == 2 || SCENARIO == 4 || SCENARIO == 6)
+#define WITH_W (SCENARIO == 3 || SCENARIO == 5 || SCENARIO == 6)
+
+#define NONE 3
+
+/* Nodes. A node is linked to its parent while linked[n]; node 0 never is. */
+bool exists[3];
+bool freed[3];
+bool locked[3];
+bool flagged[3];
+byte cause[3];
+byte handles[3];
+bool orphan[3];
+bool linked[3];
+
+/* The one callback, on node 1. */
+mtype = { idle, pending, running, awaited, finished };
+mtype stage = idle;
+bool cb_linked;
+bool cb_freed;
+byte cb_runs;
+byte cb_runner;
+bool cb_sleeps;   /* its destructor sleeps on its word */
+
+/* The one waiter, on node 1. */
+bool w_linked;
+bool w_gone;      /* its stack frame */
+bool w_word;
+bool w_sleeps;
+
+byte done;        /* threads that have ended */
+
+#define on_node(n) (((n) == 1 && (cb_linked || w_linked)) || ((n) < 2 && linked[(n) + 1]))
+
+inline touch(n) { assert(exists[n] && !freed[n]) }
+
+inline lock(n) {
+  touch(n);
+  atomic { !locked[n] || freed[n]; assert(!freed[n]); locked[n] = true }
+}
+inline unlock(n) { atomic { touch(n); locked[n] = false } }
+
+/* ---- letting go: release(), retire(), left_as_orphan(), claim_orphan() ---------------------------- */
+
+/* Under the lock of n, from which a link was taken: takes a handle if n must be released now. */
+inline claim_orphan(n, claimed) {
+  claimed = NONE;
+  if
+  :: !on_node(n) && orphan[n] && BUG != 6 -> handles[n] = handles[n] + 1; claimed = n
+  :: else
+  fi
+}
+
+/* Gives up a handle of `first`, and of whoever has to go with it. Uses the caller's r_node, r_up,
+ * r_last. */
+inline release(first) {
+  r_node = first;
+  do
+  :: r_node == NONE -> break
+  :: else ->
+     touch(r_node);
+     if
+     :: atomic { handles[r_node] > 1 -> handles[r_node] = handles[r_node] - 1 };
+        r_node = NONE
+     :: handles[r_node] == 1 ->
+        /* retire(). First the glance: something hangs on it? */
+        r_last = false;
+        if
+        :: on_node(r_node) ->
+           lock(r_node);
+           if
+           :: on_node(r_node) ->
+              handles[r_node] = handles[r_node] - 1;
+              if :: handles[r_node] == 0 -> orphan[r_node] = true :: else fi;
+              unlock(r_node);
+              goto_next = true
+           :: else -> unlock(r_node); goto_next = false
+           fi
+        :: else -> goto_next = false
+        fi;
+        if
+        :: goto_next -> r_node = NONE
+        :: else ->
+           r_up = (linked[r_node] -> r_node - 1 : NONE);
+#if BUG == 14
+           lock(r_node);
+           if :: r_up != NONE -> lock(r_up) :: else fi;
+           unlock(r_node);
+#elif BUG != 5
+           if :: r_up != NONE -> lock(r_up) :: else fi;
+#endif
+           /* Two loads: the state word, then the handles. */
+           touch(r_node);
+           if
+           :: !locked[r_node] && !on_node(r_node) ->
+              touch(r_node);
+              r_last = (handles[r_node] == 1)
+           :: else -> r_last = false
+           fi;
+           if
+           :: !r_last ->
+              lock(r_node);
+              r_last = (!on_node(r_node) && handles[r_node] == 1);
+              if
+              :: !r_last ->
+                 handles[r_node] = handles[r_node] - 1;
+                 if :: handles[r_node] == 0 -> orphan[r_node] = true :: else fi;
+                 unlock(r_node)
+              :: else -> unlock(r_node)
+              fi
+           :: else
+           fi;
+#if BUG == 5
+           if :: r_last && r_up != NONE -> lock(r_up) :: else fi;
+#endif
+           if
+           :: r_last ->
+              if
+              :: r_up != NONE ->
+                 linked[r_node] = false;
+                 claim_orphan(r_up, r_claimed);
+                 unlock(r_up)
+              :: else -> r_claimed = NONE
+              fi;
+              touch(r_node);
+              freed[r_node] = true;
+              r_node = r_claimed
+           :: else ->
+#if BUG != 5
+              if :: r_up != NONE -> unlock(r_up) :: else fi;
+#endif
+              r_node = NONE
+           fi
+        fi
+     fi
+  od
+}
+
+/* ---- cancelling: Marking, CancelWork ---------------------------------------------------------------- */
+
+/* What a callback, a woken waiter and the caller of a cancel() that was true may rely on. */
+inline assert_marked_below(n) {
+  d_step {
+    assert(n > 0 || !linked[1] || flagged[1]);
+    assert(n > 1 || !linked[1] || !linked[2] || flagged[2])
+  }
+}
+
+inline wake(n) {
+  /* Under the lock of n: the waiter is taken out, its word set, and it is woken by address. */
+  if
+  :: w_linked ->
+     w_linked = false;
+     assert(!w_gone);
+     w_word = true;
+     w_sleeps = false
+  :: else
+  fi
+}
+
+/* Uses the caller's c_node, c_child, c_work1, c_up, c_go. */
+inline cancel(root, who, won) {
+  won = false;
+  touch(root);
+  if
+  :: flagged[root]
+  :: else ->
+     lock(root);
+     if
+     :: flagged[root] -> unlock(root)
+     :: else ->
+        won = true;
+        c_work1 = false;
+        c_node = root;
+        c_go = true;
+#if BUG != 2
+        cause[root] = who;
+#endif
+#if BUG == 1
+        flagged[root] = true;
+#endif
+        do
+        :: c_go && c_node < 2 && linked[c_node + 1] ->
+           /* descend() */
+           c_child = c_node + 1;
+#if BUG == 4
+           unlock(c_node);
+#endif
+           touch(c_child);
+           if
+           :: flagged[c_child] && !locked[c_child] -> c_go = false
+#if BUG == 3
+           :: locked[c_child] -> c_go = false
+#endif
+           :: else ->
+              lock(c_child);
+              if
+              :: flagged[c_child] -> unlock(c_child); c_go = false
+              :: else ->
+#if BUG != 2
+                 cause[c_child] = who;
+#endif
+#if BUG == 1
+                 flagged[c_child] = true;
+#endif
+                 c_node = c_child
+              fi
+           fi;
+#if BUG == 4
+           if :: !c_go -> lock(c_node) :: else fi
+#endif
+        :: else ->
+           /* leave() */
+           if
+           :: c_node == 1 && (cb_linked || w_linked) ->
+              c_work1 = true;
+#if BUG != 7
+              handles[1] = handles[1] + 1;
+#endif
+#if BUG == 16
+              wake(1);
+#endif
+           :: else
+           fi;
+           atomic { touch(c_node); flagged[c_node] = true; locked[c_node] = false };
+#if BUG == 2
+           cause[c_node] = who;
+#endif
+           if
+           :: c_node == root -> break
+           :: else ->
+#if BUG == 4
+              lock(c_node - 1);
+#endif
+              c_node = c_node - 1;
+              c_go = false
+           fi
+        od;
+        assert_marked_below(root);
+        /* wake(), then run_one() until there is nothing left. */
+        if
+        :: c_work1 ->
+           lock(1);
+           wake(1);
+           unlock(1);
+           lock(1);
+           if
+           :: cb_linked && stage == pending ->
+              assert(!cb_freed);
+              cb_runner = who;
+#if BUG != 15
+              stage = running;
+#endif
+              unlock(1);
+              /* run() */
+              assert(!cb_freed);
+              cb_runs = cb_runs + 1;
+              assert(flagged[1] && cause[1] != 0);
+              assert_marked_below(1);
+              if :: root == 0 -> assert_marked_below(0) :: else fi;
+              assert(!cb_freed);
+#if BUG == 10
+              stage = finished;
+#else
+              atomic {
+                if :: stage == awaited -> c_go = true :: else -> c_go = false fi;
+                stage = finished
+              };
+              if :: c_go -> cb_sleeps = false :: else fi;
+#endif
+#if BUG == 9
+              assert(!cb_freed);
+#endif
+           :: else -> unlock(1)
+           fi;
+#if BUG != 7
+           release(1)
+#endif
+        :: else
+        fi
+     fi
+  fi
+}
+
+/* ---- the threads ------------------------------------------------------------------------------------ */
+
+#define LOCALS \
+  byte r_node; byte r_up; byte r_claimed; bool r_last; bool goto_next; \
+  byte c_node; byte c_child; bool c_work1; bool c_go; bool won
+
+proctype A() {
+  LOCALS;
+  cancel(0, 1, won);
+  assert(won);              /* nobody else cancels the root */
+  release(0);
+  done++
+}
+
+proctype B() {
+  LOCALS;
+  if
+  :: cancel(1, 2, won);
+     assert(flagged[1]);
+     if :: won -> assert(cause[1] == 2) :: else -> assert(cause[1] != 2) fi
+  :: true                   /* disarmed */
+  fi;
+  release(1);
+  done++
+}
+
+proctype R() {
+  LOCALS;
+  bool in_place;
+  byte claimed;
+  bool wait_for_it;
+  /* The constructor: attach(). */
+  lock(1);
+  if
+  :: flagged[1] -> unlock(1); in_place = true; cb_runs = cb_runs + 1; stage = finished
+  :: else -> cb_linked = true; stage = pending; unlock(1)
+  fi;
+  /* The link keeps the node: the token may go before the callback, or after it. */
+  if
+  :: release(1); won = true
+  :: won = false
+  fi;
+  /* The destructor: remove_callback(). */
+  if
+  :: in_place
+  :: else ->
+     lock(1);
+     cb_linked = false;
+     claim_orphan(1, claimed);
+     wait_for_it = (stage == running);
+     unlock(1);
+     if :: claimed != NONE -> release(1) :: else fi;
+#if BUG == 8
+     wait_for_it = false;
+#endif
+     if
+     :: wait_for_it ->
+        atomic { if :: stage == running -> stage = awaited :: else fi };
+        do
+        :: stage == finished -> break
+        :: else ->
+           /* futex_wait(): sleeps if the word is still `awaited`. */
+           atomic { if :: stage == awaited -> cb_sleeps = true :: else fi };
+           !cb_sleeps
+        od
+     :: else
+     fi
+  fi;
+  cb_freed = true;
+  assert(cb_runs <= 1);
+  if :: !won -> release(1) :: else fi;
+  done++
+}
+
+proctype K() {
+  LOCALS;
+  bool seen;
+  touch(1);
+  seen = flagged[1];
+  /* make_child() */
+  atomic { exists[2] = true; handles[2] = 1 };
+  lock(1);
+#if BUG == 13
+  if
+  :: seen -> unlock(1); flagged[2] = true; cause[2] = cause[1]
+#else
+  if
+  :: flagged[1] -> unlock(1); flagged[2] = true; cause[2] = cause[1]
+#endif
+  :: else -> linked[2] = true; unlock(1)
+  fi;
+  if :: seen -> assert(flagged[2]) :: else fi;
+  if :: flagged[2] -> assert(cause[2] != 0) :: else fi;
+  release(1);
+  release(2);
+  done++
+}
+
+proctype W() {
+  LOCALS;
+  bool timed_out;
+#if BUG == 11
+  touch(1);
+  won = flagged[1];
+  lock(1);
+  if
+  :: won -> unlock(1)
+#else
+  lock(1);
+  if
+  :: flagged[1] -> unlock(1)
+#endif
+  :: else ->
+     w_linked = true;
+     unlock(1);
+     do
+     :: w_word -> break
+     :: else ->
+        atomic { if :: !w_word -> w_sleeps = true :: else fi };
+        if
+        :: !w_sleeps
+        :: timed_out = true; w_sleeps = false
+        fi;
+        if
+        :: timed_out ->
+#if BUG != 12
+           lock(1);
+           if :: !w_word -> w_linked = false :: else fi;
+           unlock(1);
+#endif
+           break
+        :: else
+        fi
+     od
+  fi;
+  if
+  :: !timed_out ->
+     assert(flagged[1] && cause[1] != 0);
+     assert_marked_below(1)
+  :: else
+  fi;
+  w_gone = true;
+  release(1);
+  done++
+}
+
+#define THREADS (1 + WITH_B + WITH_R + WITH_K + WITH_W)
+
+init {
+  atomic {
+    exists[0] = true; handles[0] = 1;
+    exists[1] = true; linked[1] = true;
+    /* Node 1's source, and a token for each of R, K and W. */
+    handles[1] = WITH_B + WITH_R + WITH_K + WITH_W;
+    run A();
+    if :: WITH_B -> run B() :: else fi;
+    if :: WITH_R -> run R() :: else fi;
+    if :: WITH_K -> run K() :: else fi;
+    if :: WITH_W -> run W() :: else fi
+  };
+  done == THREADS;
+  /* Nothing is left (I5, I6), and nobody holds a lock. */
+  assert(freed[0] && freed[1]);
+  assert(!exists[2] || freed[2]);
+  assert(!locked[0] && !locked[1] && !locked[2]);
+  assert(!cb_linked && !w_linked)
+}
+
+/* I2 in every state: who sees a node cancelled sees its cause, and its descendants cancelled. */
+active proctype Observer() {
+  end:
+  do
+  :: atomic { flagged[0] && !freed[0] && cause[0] == 0 -> assert(false) }
+  :: atomic { flagged[1] && !freed[1] && cause[1] == 0 -> assert(false) }
+  :: atomic { flagged[0] && linked[1] && !flagged[1] -> assert(false) }
+  :: atomic { flagged[1] && linked[2] && !flagged[2] -> assert(false) }
+  od
+}
