@@ -240,8 +240,9 @@ TEST_CASE("A callback that holds the last token of its own node is no cycle") {
   {
     auto source = std::make_unique<CancellationSource>();
     std::unique_ptr<AnyCallback> callback;
-    callback = std::make_unique<AnyCallback>(source->token(),
-                     [held = source->token(), alive] { static_cast<void>(held.is_cancelled()); });
+    callback = std::make_unique<AnyCallback>(source->token(), [held = source->token(), alive] {
+      static_cast<void>(held.is_cancelled());
+    });
     source->disarm();
     source.reset();
     CHECK(alive.use_count() > 1);
