@@ -1,4 +1,4 @@
-# What cmake/test.cmake and cmake/demo.cmake start with: see what the machine lacks; as root with apt
+# What cmake/test.cmake, cmake/demo.cmake and cmake/bench.cmake start with: see what the machine lacks; as root with apt
 # install it, else say what it is.
 
 # A thing: what people call it, Debian's package, how to look for it, under which names.
@@ -7,6 +7,7 @@ set(lastcall_make "make" make program make)
 set(lastcall_pkg-config "pkg-config" pkg-config program pkg-config)
 set(lastcall_catch2 "Catch2" catch2 header catch2/catch_test_macros.hpp catch2/catch.hpp)
 set(lastcall_httplib "cpp-httplib" libcpp-httplib-dev header httplib.h)
+set(lastcall_benchmark "Google Benchmark" libbenchmark-dev header benchmark/benchmark.h)
 set(lastcall_sqlite3 "SQLite" libsqlite3-dev header sqlite3.h)
 
 # lastcall_prerequisites(<thing>...) returns when all of them are there, or ends the script.

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -24,7 +25,15 @@ inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Keeps this thread on one processor; false if there is none of that number.
+/// The middle one; 0 of none.
+inline double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Keeps this thread, and those that it makes, on one processor; false if there is none of that number.
 inline bool pin_to(unsigned cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -39,12 +48,13 @@ inline void unpin() {
   pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
-/// Runs body(thread, operations) on each of `threads` threads at once. Seconds of wall time.
+/// Runs body(operations) on each of `threads` threads at once, each on a processor of its own. Seconds of
+/// wall time.
 template <class Body>
 double run_on(unsigned threads, std::size_t operations, Body& body) {
   if (threads == 1) {
     const auto start = Clock::now();
-    body(0U, operations);
+    body(operations);
     return seconds_since(start);
   }
   std::atomic<unsigned> ready{0};
@@ -55,51 +65,57 @@ double run_on(unsigned threads, std::size_t operations, Body& body) {
       pin_to(at);
       ++ready;
       while (!go.load(std::memory_order_acquire)) sched_yield();
-      body(at, operations);
+      body(operations);
     });
   }
   pin_to(0);
   while (ready.load() != threads - 1) sched_yield();
   const auto start = Clock::now();
   go.store(true, std::memory_order_release);
-  body(0U, operations);
+  body(operations);
   for (std::thread& other : others) other.join();
   const double seconds = seconds_since(start);
   unpin();
   return seconds;
 }
 
-/// Registers a case: the time of one operation of one thread. `body(thread, operations)` does that many.
+/// Registers a case whose body does a piece of work and says itself how many seconds one operation took; a
+/// negative figure is none. The name is "case@contender".
 template <class Body>
-void add_case(const std::string& name, unsigned threads, Body body) {
-  benchmark::RegisterBenchmark(
-      name.c_str(),
-      [threads, body, operations = std::size_t{0}](benchmark::State& state) mutable {
-        if (operations == 0) {
-          // The warm-up finds out how many make a batch.
-          operations = 64;
-          while (run_on(threads, operations, body) < shortest_batch) operations *= 2;
-        }
-        for (auto _ : state) {
-          state.SetIterationTime(run_on(threads, operations, body) /
-                                 static_cast<double>(operations));
-        }
-      })
+void add_timed_case(const std::string& name, Body body) {
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [body](benchmark::State& state) mutable {
+                                 for (auto _ : state) {
+                                   const double figure = body();
+                                   state.SetIterationTime(std::max(figure, 0.0));
+                                   if (figure < 0) state.SkipWithError("no figure");
+                                 }
+                               })
       ->UseManualTime()
       ->Iterations(1)
       ->Unit(benchmark::kNanosecond);
 }
 
-/// Registers a case whose body does a fixed piece of work and says itself how long one operation took.
+/// Registers a case: the time of one operation of one thread. `body(operations)` does that many.
 template <class Body>
-void add_timed_case(const std::string& name, Body body) {
-  benchmark::RegisterBenchmark(name.c_str(),
-                               [body](benchmark::State& state) mutable {
-                                 for (auto _ : state) state.SetIterationTime(body());
-                               })
-      ->UseManualTime()
-      ->Iterations(1)
-      ->Unit(benchmark::kNanosecond);
+void add_case(const std::string& name, unsigned threads, Body body) {
+  add_timed_case(name, [threads, body, operations = std::size_t{0}]() mutable {
+    if (operations == 0) {
+      // The warm-up finds out how many make a batch.
+      operations = 64;
+      while (run_on(threads, operations, body) < shortest_batch) operations *= 2;
+    }
+    return run_on(threads, operations, body) / static_cast<double>(operations);
+  });
+}
+
+/// The same for one thread and for two: "case/1@contender", "case/2@contender". `make()` gives the body, a
+/// new one for each, so that what grew under two threads isn't there for one.
+template <class Make>
+void add_pair(const std::string& name, const std::string& contender, Make make) {
+  for (const unsigned threads : {1U, 2U}) {
+    add_case(name + "/" + std::to_string(threads) + "@" + contender, threads, make());
+  }
 }
 
 }  // namespace bench
