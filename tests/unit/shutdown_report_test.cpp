@@ -376,6 +376,33 @@ TEST_CASE("Times count from the announced phase, else from the first phase, else
   CHECK(parsed(ShutdownReport{}.to_json())["events"].items.empty());
 }
 
+TEST_CASE("Times of a report at both ends of the clock saturate") {
+  constexpr auto first = Clock::time_point::min();
+  constexpr auto last = Clock::time_point::max();
+  ShutdownReport report;
+  report.elapsed = Clock::duration::max();
+  report.events = {
+      {EventKind::phase, EventResult::ok, "", "announced", "", last, last},
+      {EventKind::hook, EventResult::ok, "service", "early", "", first, first},
+      {EventKind::hook, EventResult::ok, "service", "long", "", first, last},
+      {EventKind::task, EventResult::ok, "service", "old", "", first, first},
+  };
+  report.stragglers.push_back({"stuck", "", {}, Clock::duration::min(), 0, "", "", {}});
+  report.stragglers.push_back({"stuck too", "", {}, Clock::duration::max(), 0, "", "", {}});
+  const Json json = parsed(report.to_json());
+  CHECK(json["events"].items.at(1)["begin_ns"].text == std::to_string(INT64_MIN));
+  CHECK(json["events"].items.at(2)["end_ns"].text == "0");
+  const auto trace = support::read_json(report.to_trace());
+  REQUIRE(trace);
+  for (const Json& record : (*trace)["traceEvents"].items) {
+    CHECK(record["ts"].thousandths() >= 0);
+    CHECK(record["dur"].thousandths() >= 0);
+    CHECK(record["args"]["name"].text != "task service/old");
+  }
+  INFO(report.to_text());
+  CHECK(report.to_text().find("106752.0 days  ok") != std::string::npos);
+}
+
 TEST_CASE("to_trace() has a lane for the phases, one a stage with its hooks, and one a task") {
   const Trace trace(bad_night());
   CHECK(trace.lane_of("announced") == "phases and signals");

@@ -126,8 +126,8 @@ struct BarChart {
   std::size_t cell(Clock::time_point at, std::size_t width) const noexcept {
     if (at <= request || end <= request) return 0;
     if (at >= end) return width;
-    return static_cast<std::size_t>(static_cast<double>((at - request).count()) /
-                                    static_cast<double>((end - request).count()) *
+    return static_cast<std::size_t>(static_cast<double>(span_between(request, at).count()) /
+                                    static_cast<double>(span_between(request, end).count()) *
                                     static_cast<double>(width));
   }
 
@@ -152,8 +152,10 @@ struct BarChart {
       out.append(width - to, ' ');
     }
     out += '|';
-    append_right(out, event.result == EventResult::skipped ? "" : readable(bar.end - event.begin),
-                 10);
+    append_right(
+        out,
+        event.result == EventResult::skipped ? "" : readable(span_between(event.begin, bar.end)),
+        10);
     out += "  ";
     out += colour;
     out += event.result == EventResult::begun ? "still in" : name_of(event.result);

@@ -43,6 +43,25 @@ Clock::time_point saturated(std::chrono::time_point<Clock, Duration> point) {
 
 inline Clock::time_point saturated(Clock::time_point point) noexcept { return point; }
 
+/// `to - from`, saturating: for time points that somebody else has put together.
+inline Clock::duration span_between(Clock::time_point from, Clock::time_point to) noexcept {
+  Clock::rep span = 0;
+  if (!__builtin_sub_overflow(to.time_since_epoch().count(), from.time_since_epoch().count(),
+                              &span)) {
+    return Clock::duration(span);
+  }
+  return from < to ? Clock::duration::max() : Clock::duration::min();
+}
+
+/// `point + span`, saturating at both ends.
+inline Clock::time_point moved_by(Clock::time_point point, Clock::duration span) noexcept {
+  Clock::rep moved = 0;
+  if (!__builtin_add_overflow(point.time_since_epoch().count(), span.count(), &moved)) {
+    return Clock::time_point(Clock::duration(moved));
+  }
+  return span > Clock::duration::zero() ? Clock::time_point::max() : Clock::time_point::min();
+}
+
 /// The time as the kernel wants it; points before the epoch become the epoch.
 inline timespec to_timespec(Clock::time_point point) noexcept {
   const auto since = point.time_since_epoch();

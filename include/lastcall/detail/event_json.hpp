@@ -14,8 +14,8 @@ inline void write_event(JsonWriter& json, const Event& event, Clock::time_point 
       .member("stage", event.stage)
       .member("name", event.name)
       .member("detail", event.detail)
-      .member("begin_ns", nanoseconds_of(event.begin - origin))
-      .member("end_ns", nanoseconds_of(event.end - origin))
+      .member("begin_ns", nanoseconds_of(span_between(origin, event.begin)))
+      .member("end_ns", nanoseconds_of(span_between(origin, event.end)))
       .end_object();
 }
 

@@ -58,7 +58,7 @@ inline std::string describe_event(const Event& event, Palette palette = {}) {
   }
   if (!is_phase && event.end > event.begin) {
     out += " after ";
-    out += readable(event.end - event.begin);
+    out += readable(span_between(event.begin, event.end));
   }
   if (!headline_of(event).empty()) {
     out += ": ";
@@ -153,7 +153,7 @@ class StderrObserver final : public Observer {
     std::string line(line_prefix);
     line += palette_.faint();
     if (request_) {
-      append_time(line, event.end - *request_);
+      append_time(line, span_between(*request_, event.end));
     } else {
       line.append(9, ' ');
     }

@@ -20,7 +20,7 @@ inline void write_cause(JsonWriter& json, const Cause& cause, Clock::time_point 
         .member("code", signal->code)
         .member("sender_pid", signal->sender_pid)
         .member("sender_uid", static_cast<std::int64_t>(signal->sender_uid))
-        .member("received_ns", nanoseconds_of(signal->received - origin))
+        .member("received_ns", nanoseconds_of(span_between(origin, signal->received)))
         .end_object();
   } else {
     json.null();

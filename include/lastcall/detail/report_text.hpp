@@ -64,7 +64,7 @@ inline std::string report_text(const ShutdownReport& report) {
   out += '\n';
   BarChart chart;
   chart.request = request_time(report.events);
-  chart.end = chart.request + report.elapsed;
+  chart.end = moved_by(chart.request, report.elapsed);
   chart.append_to(out, report.events);
   if (!report.stragglers.empty()) out += "  still in:\n";
   for (const Straggler& straggler : report.stragglers) {

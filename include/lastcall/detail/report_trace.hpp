@@ -38,7 +38,7 @@ class TraceBuilder {
   explicit TraceBuilder(const ShutdownReport& report)
       : report_(report),
         request_(request_time(report.events)),
-        end_(request_ + report.elapsed),
+        end_(moved_by(request_, report.elapsed)),
         process_(::getpid()) {
     // Who overran is seen still in at the end of the picture, even if its event ends later.
     for (const Event& event : report.events) end_ = std::max(end_, event.end);
@@ -86,7 +86,7 @@ class TraceBuilder {
   }
 
   std::int64_t since_request(Clock::time_point at) const noexcept {
-    return nanoseconds_of(at - request_);
+    return nanoseconds_of(span_between(request_, at));
   }
 
   void write_times(Clock::time_point begin, Clock::time_point end) {
@@ -113,7 +113,7 @@ class TraceBuilder {
   }
 
   bool is_old(const Event& event) const noexcept {
-    return event.end < request_ - std::chrono::seconds(1);
+    return event.end < moved_by(request_, -std::chrono::seconds(1));
   }
 
   void write_phases_and_signals() {
@@ -194,8 +194,10 @@ class TraceBuilder {
       });
       if (told) continue;
       const std::string detail = describe_straggler(straggler);
+      const auto entered =  // its age before the end, saturating
+          Clock::time_point(span_between(Clock::time_point(straggler.age), end_));
       write_task({"task", straggler.name, straggler.stage, name_of(EventResult::overran), detail,
-                  end_ - straggler.age, end_});
+                  entered, end_});
     }
   }
 
