@@ -68,11 +68,11 @@ class ShutdownCoordinator {
     }
     if (detail::TaskScope::of(&state()) != nullptr || in_task()) {
       // From one of its own tasks or hooks it would wait for itself.
-      state().request(Cause::cancelled("coordinator destroyed"));
+      state().request(destroyed());
       engine_->keep_for_ever();
       return;
     }
-    state().request(Cause::cancelled("coordinator destroyed"));
+    state().request(destroyed());
     engine_->wait_for_end(detail::Ending::destructor);
     engine_->put_away();
     if (engine_->is_in_use()) engine_->keep_for_ever();
@@ -233,6 +233,11 @@ class ShutdownCoordinator {
                                      " ms) must be less than grace_period (" +
                                      std::to_string(options.grace_period.count()) + " ms)");
     }
+  }
+
+  // "coordinator destroyed", and no memory asked for: not even for a string of these words.
+  static Cause destroyed() noexcept {
+    return detail::CauseAccess::share(&detail::destroyed_record);
   }
 
   detail::EngineState& state() const noexcept { return engine_->state(); }

@@ -24,6 +24,9 @@ inline thread_local long allocations = 0;
 inline thread_local long frees = 0;
 /// The so-manieth allocation of this thread from now is refused; 0: none.
 inline thread_local long refuse_allocation = 0;
+using RefusalRule = bool (*)() noexcept;
+/// Whether a request is refused, for who needs more than that counter; null: nobody does.
+inline constinit RefusalRule refusal_rule = nullptr;
 /// Of the whole process: how many more allocations than frees there were.
 inline std::atomic<long> live_allocations{0};
 
@@ -60,7 +63,8 @@ inline const int allocation_hooks = __sanitizer_install_malloc_and_free_hooks(
 inline constexpr bool counts_allocations = true;
 inline constexpr bool can_refuse_allocations = true;
 inline bool refused() noexcept {
-  if (refuse_allocation > 0 && --refuse_allocation == 0) {
+  if ((refuse_allocation > 0 && --refuse_allocation == 0) ||
+      (refusal_rule != nullptr && refusal_rule())) {
     errno = ENOMEM;
     return true;
   }
