@@ -65,9 +65,14 @@ inline bool futex_wait_until(const Word& word, std::uint32_t expected,
   return in_time;
 }
 
+// A wake that is refused leaves somebody asleep for ever. The kernel has no cause for it; a filter or a
+// tracer may have one, so it is tried again. (Where all are refused, waits are too, and only nap.)
 inline void futex_wake_some(const Word* word, int most) noexcept {
   const int saved = errno;
-  futex_call(word, FUTEX_WAKE, static_cast<std::uint32_t>(most), nullptr);
+  int attempts = 4;
+  while (futex_call(word, FUTEX_WAKE, static_cast<std::uint32_t>(most), nullptr) < 0 &&
+         --attempts > 0) {
+  }
   errno = saved;
 }
 inline void futex_wake_one(const Word* word) noexcept { futex_wake_some(word, 1); }

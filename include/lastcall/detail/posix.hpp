@@ -99,8 +99,10 @@ class PollableFlag {
     const int saved = errno;
     const int to = write_end_ ? write_end_.get() : read_end_.get();
     const unsigned long long one = 1;
-    // EAGAIN means that the level is up already.
-    while (::write(to, &one, sizeof one) < 0 && errno == EINTR) {
+    // EAGAIN means that the level is up already. No other error can come of an eventfd or a pipe that is
+    // ours; but if a filter or a tracer makes one up, somebody would sleep for ever by it: so once more.
+    int attempts = 4;
+    while (::write(to, &one, sizeof one) < 0 && (errno == EINTR || --attempts > 0)) {
     }
     errno = saved;
   }
