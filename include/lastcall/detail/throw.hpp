@@ -6,11 +6,14 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #if !LASTCALL_EXCEPTIONS
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <string_view>
 #endif
 
 namespace lastcall::detail {
@@ -20,8 +23,15 @@ template <class Exception>
 #if LASTCALL_EXCEPTIONS
   throw std::forward<Exception>(error);
 #else
-  const std::string line = std::string("lastcall: ") + error.what() + "\n";
-  const auto written = ::write(STDERR_FILENO, line.data(), line.size());
+  // In one piece, and without allocating: the error may be that there is no memory.
+  const std::string_view message = error.what();
+  std::string_view parts[] = {"lastcall: ", message, "\n"};
+  if (message.substr(0, parts[0].size()) == parts[0]) parts[0] = {};
+  iovec pieces[3];
+  for (int at = 0; at < 3; ++at) {
+    pieces[at] = {const_cast<char*>(parts[at].data()), parts[at].size()};
+  }
+  const auto written = ::writev(STDERR_FILENO, pieces, 3);
   static_cast<void>(written);
   std::abort();
 #endif
