@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 
 #if LASTCALL_LINUX
@@ -20,8 +21,11 @@
 
 #include <climits>
 #else
+#include <pthread.h>
+
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #endif
 
 namespace lastcall::detail {
@@ -81,19 +85,45 @@ inline void futex_wake_all(const Word* word) noexcept { futex_wake_some(word, IN
 #else
 
 // Without futex(2): a table of mutexes and condition variables that is never destroyed, so a waker
-// never touches memory that the waiter owned.
-struct ParkingBucket {
-  std::mutex mutex;
-  std::condition_variable changed;
+// never touches memory that the waiter owned. It costs no allocation, so that waking can't fail.
+class ParkingTable {
+ public:
+  struct Bucket {
+    std::mutex mutex;
+    std::condition_variable changed;
+  };
+
+  static Bucket& bucket_of(const Word* word) noexcept {
+    static const bool made = make();
+    static_cast<void>(made);
+    return table().buckets_[(reinterpret_cast<std::uintptr_t>(word) >> 4U) % size];
+  }
+
+ private:
+  static bool make() noexcept {
+    begin();
+    // A child may have been forked while another thread, which it hasn't got, held one of the mutexes
+    // or slept on it. If this fails for lack of memory, only such a child is the worse for it.
+    ::pthread_atfork(nullptr, nullptr, &ParkingTable::begin);
+    return true;
+  }
+  static void begin() noexcept { ::new (static_cast<void*>(room)) ParkingTable; }
+  static ParkingTable& table() noexcept {
+    return *std::launder(reinterpret_cast<ParkingTable*>(room));
+  }
+
+  static constexpr std::size_t size = 64;
+  Bucket buckets_[size];
+
+  // NOLINTNEXTLINE(readability-identifier-naming): private, if static
+  alignas(std::max_align_t) static unsigned char room[];
 };
 
-inline ParkingBucket& parking_bucket(const Word* word) {
-  static ParkingBucket* const table = new ParkingBucket[64];
-  return table[(reinterpret_cast<std::uintptr_t>(word) >> 4U) % 64U];
-}
+alignas(std::max_align_t) inline unsigned char ParkingTable::room[sizeof(ParkingTable)];
 
-inline bool futex_wait_until(const Word& word, std::uint32_t expected, Clock::time_point deadline) {
-  ParkingBucket& bucket = parking_bucket(&word);
+inline bool futex_wait_until(const Word& word, std::uint32_t expected,
+                             Clock::time_point deadline) noexcept {
+  ParkingTable::Bucket& bucket = ParkingTable::bucket_of(&word);
   std::unique_lock<std::mutex> lock(bucket.mutex);
   if (word.load(std::memory_order_seq_cst) != expected) return true;
   if (deadline == Clock::time_point::max()) {
@@ -105,7 +135,7 @@ inline bool futex_wait_until(const Word& word, std::uint32_t expected, Clock::ti
 
 // The bucket is shared between words, so everybody in it looks again.
 inline void futex_wake_all(const Word* word) noexcept {
-  ParkingBucket& bucket = parking_bucket(word);
+  ParkingTable::Bucket& bucket = ParkingTable::bucket_of(word);
   { const std::lock_guard<std::mutex> lock(bucket.mutex); }
   bucket.changed.notify_all();
 }
