@@ -273,7 +273,7 @@ class EngineDrain {
     if ((out && main_here) || now >= engine_.wait_until()) {
       late_ = !out || !main_here;
       LASTCALL_TRY {
-        if (!out) report_.stragglers = who_is_in(engine_, current_thread_id());
+        if (!out) report_.stragglers = who_is_in(engine_, &engine_.sections[driver_]);
         if (!main_here) {
           report_.stragglers.push_back(
               straggler_of("main", "", {}, engine_.requested_at.load(), engine_.main_thread));
@@ -689,7 +689,7 @@ class EngineDrain {
   Next step_dump() {
     if (dump_ == Dump::none) {
       engine_.dumps_wanted.store(0, std::memory_order_relaxed);
-      dumped_ = who_is_in(engine_, current_thread_id());
+      dumped_ = who_is_in(engine_, &engine_.sections[driver_]);
       ask_kernel(dumped_, deadline_after(std::chrono::milliseconds(200)));
       dump_ = Dump::taken;
       return name_stacks(dumped_, std::chrono::milliseconds(200)) ? Next::again : Next::leave;

@@ -34,9 +34,11 @@ inline void ask_kernel(std::vector<Straggler>& stragglers, Clock::time_point unt
   }
 }
 
-/// Everybody who is in a stage or hangs in a hook, by name. May throw std::bad_alloc. The calling
-/// thread's own section doesn't count.
-inline std::vector<Straggler> who_is_in(const EngineState& engine, pid_t but_not = 0) {
+/// Everybody who is in a stage or hangs in a hook, by name. May throw std::bad_alloc. `but_not` is the
+/// calling thread's own section, which doesn't count. (Not its thread id: there are systems on which all
+/// threads have the same.)
+inline std::vector<Straggler> who_is_in(const EngineState& engine,
+                                        const Section* but_not = nullptr) {
   std::vector<Straggler> all;
   for (const Stage* stage = engine.first_stage; stage != nullptr;
        stage = EngineState::after(*stage)) {
@@ -60,7 +62,7 @@ inline std::vector<Straggler> who_is_in(const EngineState& engine, pid_t but_not
     if (state != Section::inside && state != Section::abandoned) continue;
     const bool counts = section.kind.load(std::memory_order_relaxed) == Section::Kind::hook;
     const pid_t thread = section.thread_id.load(std::memory_order_relaxed);
-    if (thread == but_not || (state == Section::inside && !counts)) continue;
+    if (&section == but_not || (state == Section::inside && !counts)) continue;
     const Stage* const stage = section.stage.load(std::memory_order_relaxed);
     all.push_back(straggler_of(section.name.load(std::memory_order_relaxed),
                                stage == nullptr ? std::string() : stage->name(), {},
