@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
+#include <ctime>
 #include <exception>
 #include <string>
 #include <string_view>
@@ -101,7 +102,8 @@ struct SignalCauseRecord : CauseRecord {
   std::string_view words() const noexcept {
     describe();
     // Another thread is between two system calls on /proc: it holds no lock and soon is done.
-    while (progress_.load(std::memory_order_acquire) != made) ::usleep(50);
+    const timespec nap{0, 50'000};
+    while (progress_.load(std::memory_order_acquire) != made) ::nanosleep(&nap, nullptr);
     return {buffer_, length_};
   }
 

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <iostream>
 
+#if defined(__ELF__)  // elsewhere a weak declaration without a definition does not link
 extern "C" {
 // Weak: null unless the program was built with the instrumentation that defines them. libgcov keeps
 // __gcov_dump in an archive member that a weak reference does not pull in; instrumented objects refer
@@ -23,6 +24,7 @@ extern "C" {
 [[gnu::weak]] void __lsan_do_leak_check(void);
 // NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 }
+#endif
 
 namespace lastcall::detail {
 
@@ -36,6 +38,7 @@ inline void flush_everything() noexcept {
   }
   LASTCALL_CATCH(...) {}  // a stream that throws on failure has nothing more to say
   std::fflush(nullptr);
+#if defined(__ELF__)
   if (__gcov_dump != nullptr) {
     __gcov_dump();
   } else if (__gcov_exit != nullptr) {
@@ -43,6 +46,7 @@ inline void flush_everything() noexcept {
   }
   if (__llvm_profile_write_file != nullptr) __llvm_profile_write_file();
   if (__lsan_do_leak_check != nullptr) __lsan_do_leak_check();
+#endif
 }
 
 /// Ends the process as if `number` had ended it; where the kernel doesn't let it (a process 1 is immune

@@ -14,11 +14,9 @@
 #include <cstddef>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
 #if LASTCALL_LINUX
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #endif
 
 namespace lastcall::detail {
@@ -125,7 +123,7 @@ class PollableFlag {
 
 /// The kernel's id of this thread (Linux); elsewhere the process id.
 inline pid_t current_thread_id() noexcept {
-#if defined(__linux__)
+#if LASTCALL_LINUX
   return static_cast<pid_t>(::syscall(SYS_gettid));
 #else
   return ::getpid();

@@ -70,7 +70,7 @@ inline void append_hex(std::string& out, std::uint32_t value, int digits) {
   }
 }
 
-/// Appends `text` on one line: control characters escaped (\n, \x1b, \u202e), bad UTF-8 replaced.
+/// Appends `text` on one line: control characters as C++ escapes them, bad UTF-8 replaced.
 inline void append_printable(std::string& out, std::string_view text) {
   while (!text.empty()) {
     const CodePoint point = decode_utf8(text);

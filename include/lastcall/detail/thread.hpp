@@ -8,6 +8,8 @@
 
 #if LASTCALL_LINUX
 #include <sys/prctl.h>
+#elif defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__DragonFly__)
+#include <pthread_np.h>
 #endif
 
 #include <cstring>
@@ -29,12 +31,14 @@ inline int start_thread(pthread_t& thread, void* (*body)(void*), void* argument)
 inline void name_this_thread(std::string_view name) noexcept {
   char cut[16] = {};
   std::memcpy(cut, name.data(), name.size() < sizeof cut ? name.size() : sizeof cut - 1);
-#if defined(__linux__)
+#if LASTCALL_LINUX
   ::pthread_setname_np(::pthread_self(), cut);
 #elif defined(__APPLE__)
   ::pthread_setname_np(cut);
-#elif defined(__FreeBSD__) || defined(__OpenBSD__)
+#elif defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__DragonFly__)
   ::pthread_set_name_np(::pthread_self(), cut);
+#elif defined(__NetBSD__)
+  ::pthread_setname_np(::pthread_self(), "%s", cut);
 #endif
 }
 

@@ -20,6 +20,7 @@
 
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/spin_bit.hpp>
+#include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/timer_wheel.hpp>
 
 #include <algorithm>
@@ -149,9 +150,7 @@ class TimerService {
   }
 
   static void* thread_main(void* self) {
-#if defined(__linux__)
-    ::pthread_setname_np(::pthread_self(), "lastcall-timer");
-#endif
+    name_this_thread("lastcall-timer");
     static_cast<TimerService*>(self)->run();
     return nullptr;
   }
