@@ -234,3 +234,49 @@ TEST_CASE("A parent is cancelled while its children come and go and it grows sha
   }
   CHECK(late == 0);
 }
+
+// Found by tests/model/cancellation.pml: the one that had looked whether it was the last, and wasn't,
+// gave the last handle up all the same when the other one's went in between. Then neither let the node go.
+TEST_CASE("Of two who give up the last two handles of a node at the same time one lets it go") {
+  namespace detail = lastcall::detail;
+  constexpr int rounds = support::under_sanitizer ? 2'000 : 30'000;
+  const CancellationSource parent;
+  detail::Node* const above = detail::TreeAccess::node_of(parent);
+  const auto spin_until = [](const auto& condition) {
+    for (int turn = 0; !condition(); ++turn) {
+      if (turn > 2'000) std::this_thread::yield();
+    }
+  };
+  std::atomic<detail::Node*> released{nullptr};
+  std::atomic<int> round{0};
+  std::atomic<int> done{0};
+  support::Threads threads;
+  threads.start([&] {
+    for (int mine = 1; mine <= rounds; ++mine) {
+      spin_until([&] { return round.load() == mine; });
+      detail::release(released.load());
+      done.store(mine);
+    }
+  });
+  int left = 0;
+  std::atomic<int> pause{0};
+  for (int at = 1; at <= rounds; ++at) {
+    detail::Node* const child = detail::make_child(above);
+    const std::uint32_t state = detail::lock_bit(child->state);
+    released.store(child);
+    round.store(at);
+    // The other thread has seen its handle alone, and waits for the child's lock. Now there are two.
+    spin_until([&] { return (above->state.load() & detail::locked_bit) != 0; });
+    detail::retain(child);
+    detail::unlock_bit(child->state, state);
+    for (pause.store(at % 128); pause.load() > 0; --pause) {
+    }
+    detail::release(child);
+    spin_until([&] { return done.load() == at; });
+    if ((above->state.load() & detail::linked_flag) == 0) continue;
+    ++left;
+    detail::retain(child);  // so that it goes all the same
+    detail::release(child);
+  }
+  CHECK(left == 0);
+}

@@ -192,16 +192,27 @@ inline Node* retire(Node* node, DeadJoins& dead) noexcept {
   bool last = (state & not_plain) == 0 && node->handles.load(std::memory_order_acquire) == 1;
   if (!last) {
     lock_node(node);
-    last = !any_linked(node) && node->handles.load(std::memory_order_acquire) == 1;
-    if (last && (state & timed_flag) != 0) {
-      // The timer thread takes its handle under the lock that disarm() takes: look again after it.
-      TimerLink& timer = static_cast<TimedNode*>(node)->timer;
-      if (timer.due != nullptr) TimerService::instance().disarm(&timer);
-      last = node->handles.load(std::memory_order_acquire) == 1;
+    const bool linked = any_linked(node);
+    bool disarmed = (state & timed_flag) == 0;
+    std::uint32_t seen = node->handles.load(std::memory_order_acquire);
+    // Who has another handle gives it up without this lock, so one exchange must tell which is the last:
+    // with nothing linked, and no handle left, nobody would ever come to let the node go.
+    for (;;) {
+      last = !linked && seen == 1;
+      if (last && disarmed) break;
+      if (last) {
+        // The timer thread takes its handle under the lock that disarm() takes: look again after it.
+        TimerLink& timer = static_cast<TimedNode*>(node)->timer;
+        if (timer.due != nullptr) TimerService::instance().disarm(&timer);
+        disarmed = true;
+        seen = node->handles.load(std::memory_order_acquire);
+      } else if (node->handles.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
+                                                     std::memory_order_acquire)) {
+        break;
+      }
     }
     if (!last) {
-      const bool orphan = node->handles.fetch_sub(1, std::memory_order_acq_rel) == 1;
-      unlock_node(node, orphan ? orphan_flag : 0U);
+      unlock_node(node, seen == 1 ? orphan_flag : 0U);
       if (up != nullptr) unlock_bit(up->state, up_state);
       return nullptr;
     }
