@@ -143,6 +143,7 @@ struct Timers {
   std::multimap<Clock::time_point, Entry> queue;
   std::condition_variable sooner;
   pid_t process = 0;
+  Timers* older = nullptr;  // of the process that this one was forked from: never freed
 };
 inline Timers*& timers() {
   static Timers* instance = new Timers;
@@ -181,6 +182,7 @@ inline void schedule(const std::shared_ptr<Node>& node) {
     auto* const fresh = new Timers;  // a thread doesn't survive a fork, nor does what it slept on
     fresh->queue = timers()->queue;
     fresh->process = ::getpid();
+    fresh->older = timers();
     timers() = fresh;
     std::thread(keep_time, fresh).detach();
   }
