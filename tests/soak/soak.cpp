@@ -60,6 +60,9 @@ class Process {
       ::dup2(output[1], STDOUT_FILENO);
       ::close(output[0]);
       ::close(output[1]);
+      // Under nohup they would be ignored, and the service would respect that.
+      std::signal(SIGHUP, SIG_DFL);
+      std::signal(SIGTERM, SIG_DFL);
       // Else each new thread may get an arena of its own, and how many there are is chance.
       ::setenv("MALLOC_ARENA_MAX", "2", 1);
       const char* const plant = settings.plant.empty() ? nullptr : settings.plant.c_str();
