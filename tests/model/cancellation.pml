@@ -1,50 +1,64 @@
 /* The protocol of the cancellation tree (include/lastcall/detail/cancel_tree.hpp) on a small tree, with
- * the invariants I1 ... I9 that are numbered at the head of include/lastcall/cancellation.hpp.
+ * the invariants I1 to I9 that are numbered at the head of include/lastcall/cancellation.hpp.
  *
- *   spin -a -DSCENARIO=n cancellation.pml && cc -O2 -o pan pan.c && ./pan        must find no error
- *   ... -DBUG=n -DSCENARIO=m                                                     must find one
+ *   spin -DWHO=3 -a cancellation.pml && cc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m200000
+ *
+ * must end with "errors: 0"; with -DBUG=n, and the WHO that stands behind the bug, it must find one. Who
+ * can't end is an invalid end state: a waiter that nobody wakes, a destructor that waits for ever, a lock
+ * that is never let go.
  *
  * The tree is a line: node 0 is the root, 1 its child, 2 a child of 1 that is made on the way. Threads:
  *   A  owns the root's source: cancels it, gives its handle up
  *   B  owns node 1's source: cancels it or (as if disarmed) doesn't, gives its handle up
  *   R  has a token of node 1: registers a callback, may drop the token first, destroys the callback
  *   K  has a token of node 1: makes node 2 under it, drops the token, drops node 2
- *   W  has a token of node 1: waits, with or without a timeout, drops the token
+ *   W  has a token of node 1: waits, with or without a deadline, drops the token
+ *   T  the timer thread, for which node 1 has a deadline: it may come due at any moment, or never
+ * A runs always; WHO is the sum of those with it: B 1, R 2, K 4, W 8, T 16; and 32 if node 1 has a descriptor,
+ * for which a canceller keeps the node though nothing is linked to it.
  *
- *   SCENARIO  1: A B R    2: A B K    3: A B W    4: A R K    5: A R W    6: A K W
+ * Every lock, unlock, load and read-modify-write of the code is one step here, and so is every look at a
+ * node's memory, which must not have been freed. What is modelled is sequentially consistent; the code's
+ * weaker orders are argued where they stand, and in README.md.
  *
- * Every lock, unlock, load and read-modify-write of the code is one step here. What is modelled is
- * sequentially consistent; the code's weaker orders are argued where they stand. A node's lanes are one
- * lane: shards are the same lists behind more locks, taken in the same order.
+ * What is not: shards (the same lists behind more locks, taken in the same order), nodes with several
+ * parents, marking with a deadline (try_mark), a callback that destroys itself, and the
+ * timers' own wake-up (litmus/timer.c).
  *
- *   BUG  1 (I2) a node is flagged on the way down, before its descendants
- *        2 (I2) the cause is written after the flag
- *        3 (I3) a canceller passes by a child that another one has locked
- *        4 (I3) the parent is unlocked before the child is locked
- *        5 (I5) the last handle is looked for without the parent's lock
- *        6 (I6) who empties an orphan's lane leaves it alone
- *        7 (I5) the worklist holds no handle of its nodes
- *        8 (I7) the destructor doesn't wait for its running callback
- *        9 (I7) the runner looks at the callback after it has said that it is finished
- *       10 (I7) the runner stores `finished` without looking whether somebody waits
- *       11 (I8) a waiter asks whether the node is cancelled before it takes the lock, not after
- *       12 (I8) a waiter whose time is up leaves without the lock
- *       13 (I1) a child is linked to a parent that was uncancelled before the lock was taken
- *       14 (I3) a node that goes locks itself first, then its parent
- *       15 (I7) the callback is taken without being marked as running
- *       16 (I8) waiters are woken before the whole subtree is marked
+ *   BUG  1 (I2) WHO=3   a node is flagged on the way down, before its descendants
+ *        2 (I2) WHO=3   the cause is written after the flag
+ *        3 (I3) WHO=3   a canceller passes by a child that another one has locked
+ *        4 (I3) WHO=3   the parent is unlocked before the child is locked
+ *        5 (I5) WHO=33  the last handle is looked for without the parent's lock
+ *        6 (I6) WHO=2   who empties an orphan's lane leaves it alone
+ *        7 (I5) WHO=3   the worklist holds no handle of its nodes
+ *        8 (I7) WHO=2   the destructor doesn't wait for its running callback
+ *        9 (I7) WHO=2   the runner looks at the callback after it has said that it is finished
+ *       10 (I7) WHO=2   the runner stores `finished` without looking whether somebody waits
+ *       11 (I8) WHO=8   a waiter asks whether the node is cancelled before it takes the lock, not after
+ *       12 (I8) WHO=8   a waiter whose time is up leaves without the lock
+ *       13 (I1) WHO=4   a child is linked to a parent that was uncancelled before the lock was taken
+ *       14 (I3) WHO=1   a node that goes locks itself first, then its parent
+ *       15 (I7) WHO=2   the callback is taken without being marked as running
+ *       16 (I8) WHO=9   waiters are woken before the whole subtree is marked
+ *       17 (I5) WHO=2   who finds that it hasn't the last handle gives it up without looking again
+ *       18 (I5) WHO=17  a node with a timer is let go without disarming it
+ *       19 (I5) WHO=17  the timer thread takes its handle after it has let its lock go
+ *       20 (I5) WHO=17  handles are not counted again after the timer was disarmed
  */
 #ifndef BUG
 #define BUG 0
 #endif
-#ifndef SCENARIO
-#define SCENARIO 1
+#ifndef WHO
+#define WHO 3
 #endif
 
-#define WITH_B (SCENARIO <= 3)
-#define WITH_R (SCENARIO == 1 || SCENARIO == 4 || SCENARIO == 5)
-#define WITH_K (SCENARIO == 2 || SCENARIO == 4 || SCENARIO == 6)
-#define WITH_W (SCENARIO == 3 || SCENARIO == 5 || SCENARIO == 6)
+#define WITH_B (WHO & 1)
+#define WITH_R ((WHO >> 1) & 1)
+#define WITH_K ((WHO >> 2) & 1)
+#define WITH_W ((WHO >> 3) & 1)
+#define WITH_T ((WHO >> 4) & 1)
+#define WITH_DESCRIPTOR ((WHO >> 5) & 1)
 
 #define NONE 3
 
@@ -73,6 +87,11 @@ bool w_gone;      /* its stack frame */
 bool w_word;
 bool w_sleeps;
 
+/* The timer of node 1. */
+#define timed(n) (WITH_T && (n) == 1)
+bool t_armed = WITH_T;
+bool t_locked;
+
 byte done;        /* threads that have ended */
 
 #define on_node(n) (((n) == 1 && (cb_linked || w_linked)) || ((n) < 2 && linked[(n) + 1]))
@@ -91,13 +110,22 @@ inline unlock(n) { atomic { touch(n); locked[n] = false } }
 inline claim_orphan(n, claimed) {
   claimed = NONE;
   if
-  :: !on_node(n) && orphan[n] && BUG != 6 -> handles[n] = handles[n] + 1; claimed = n
+  :: !on_node(n) && orphan[n] && BUG != 6 ->
+     if
+     :: !timed(n) && handles[n] == 0 -> handles[n] = 1; claimed = n
+     :: else -> handles[n] = handles[n] + 1; claimed = n
+     fi
   :: else
   fi
 }
 
-/* Gives up a handle of `first`, and of whoever has to go with it. Uses the caller's r_node, r_up,
- * r_last. */
+inline disarm() {
+  atomic { !t_locked -> t_locked = true };
+  t_armed = false;
+  t_locked = false
+}
+
+/* Gives up a handle of `first`, and of whoever has to go with it. Uses the caller's r_... */
 inline release(first) {
   r_node = first;
   do
@@ -108,23 +136,28 @@ inline release(first) {
      :: atomic { handles[r_node] > 1 -> handles[r_node] = handles[r_node] - 1 };
         r_node = NONE
      :: handles[r_node] == 1 ->
-        /* retire(). First the glance: something hangs on it? */
-        r_last = false;
+        /* retire(). First the glance: something hangs on it? Then left_as_orphan(). */
+        r_stop = false;
         if
         :: on_node(r_node) ->
            lock(r_node);
            if
            :: on_node(r_node) ->
-              handles[r_node] = handles[r_node] - 1;
-              if :: handles[r_node] == 0 -> orphan[r_node] = true :: else fi;
-              unlock(r_node);
-              goto_next = true
-           :: else -> unlock(r_node); goto_next = false
-           fi
-        :: else -> goto_next = false
+              if
+              :: !timed(r_node) && handles[r_node] == 1 -> handles[r_node] = 0; orphan[r_node] = true
+              :: else -> atomic {
+                   handles[r_node] = handles[r_node] - 1;
+                   if :: handles[r_node] == 0 -> orphan[r_node] = true :: else fi
+                 }
+              fi;
+              r_stop = true
+           :: else
+           fi;
+           unlock(r_node)
+        :: else
         fi;
         if
-        :: goto_next -> r_node = NONE
+        :: r_stop -> r_node = NONE
         :: else ->
            r_up = (linked[r_node] -> r_node - 1 : NONE);
 #if BUG == 14
@@ -136,23 +169,48 @@ inline release(first) {
 #endif
            /* Two loads: the state word, then the handles. */
            touch(r_node);
+           r_last = false;
            if
-           :: !locked[r_node] && !on_node(r_node) ->
+           :: !timed(r_node) && !locked[r_node] && !on_node(r_node) ->
               touch(r_node);
               r_last = (handles[r_node] == 1)
-           :: else -> r_last = false
+           :: else
            fi;
            if
            :: !r_last ->
               lock(r_node);
-              r_last = (!on_node(r_node) && handles[r_node] == 1);
-              if
-              :: !r_last ->
-                 handles[r_node] = handles[r_node] - 1;
-                 if :: handles[r_node] == 0 -> orphan[r_node] = true :: else fi;
-                 unlock(r_node)
-              :: else -> unlock(r_node)
-              fi
+              r_linked = on_node(r_node);
+              r_disarmed = !timed(r_node);
+              r_seen = handles[r_node];
+              do
+              :: !r_linked && r_seen == 1 && r_disarmed -> r_last = true; break
+              :: !r_linked && r_seen == 1 && !r_disarmed ->
+#if BUG != 18
+                 disarm();
+#endif
+                 r_disarmed = true;
+#if BUG != 20
+                 r_seen = handles[r_node]
+#endif
+              :: else ->
+#if BUG == 17
+                 atomic {
+                   handles[r_node] = handles[r_node] - 1;
+                   r_seen = handles[r_node] + 1
+                 };
+                 break
+#else
+                 atomic {
+                   if
+                   :: handles[r_node] == r_seen -> handles[r_node] = handles[r_node] - 1; break
+                   :: else -> r_seen = handles[r_node]
+                   fi
+                 }
+#endif
+              od;
+              if :: !r_last && r_seen == 1 -> orphan[r_node] = true :: else fi;
+              atomic { r_seen = 0; r_linked = false; r_disarmed = false };
+              unlock(r_node)
            :: else
            fi;
 #if BUG == 5
@@ -168,15 +226,16 @@ inline release(first) {
               :: else -> r_claimed = NONE
               fi;
               touch(r_node);
-              freed[r_node] = true;
-              r_node = r_claimed
+              assert(!timed(r_node) || !t_armed);
+              atomic { freed[r_node] = true; r_node = r_claimed; r_claimed = 0; r_last = false; r_up = 0 }
            :: else ->
 #if BUG != 5
               if :: r_up != NONE -> unlock(r_up) :: else fi;
 #endif
-              r_node = NONE
+              atomic { r_node = NONE; r_up = 0 }
            fi
-        fi
+        fi;
+        r_stop = false
      fi
   od
 }
@@ -257,7 +316,7 @@ inline cancel(root, who, won) {
         :: else ->
            /* leave() */
            if
-           :: c_node == 1 && (cb_linked || w_linked) ->
+           :: c_node == 1 && (cb_linked || w_linked || WITH_DESCRIPTOR) ->
               c_work1 = true;
 #if BUG != 7
               handles[1] = handles[1] + 1;
@@ -267,6 +326,7 @@ inline cancel(root, who, won) {
 #endif
            :: else
            fi;
+           if :: timed(c_node) -> disarm() :: else fi;
            atomic { touch(c_node); flagged[c_node] = true; locked[c_node] = false };
 #if BUG == 2
            cause[c_node] = who;
@@ -330,7 +390,8 @@ inline cancel(root, who, won) {
 /* ---- the threads ------------------------------------------------------------------------------------ */
 
 #define LOCALS \
-  byte r_node; byte r_up; byte r_claimed; bool r_last; bool goto_next; \
+  byte r_node; byte r_up; byte r_claimed; byte r_seen; bool r_last; bool r_stop; bool r_linked; \
+  bool r_disarmed; \
   byte c_node; byte c_child; bool c_work1; bool c_go; bool won
 
 proctype A() {
@@ -341,6 +402,7 @@ proctype A() {
   done++
 }
 
+#if WITH_B
 proctype B() {
   LOCALS;
   if
@@ -352,7 +414,9 @@ proctype B() {
   release(1);
   done++
 }
+#endif
 
+#if WITH_R
 proctype R() {
   LOCALS;
   bool in_place;
@@ -400,7 +464,9 @@ proctype R() {
   if :: !won -> release(1) :: else fi;
   done++
 }
+#endif
 
+#if WITH_K
 proctype K() {
   LOCALS;
   bool seen;
@@ -424,10 +490,13 @@ proctype K() {
   release(2);
   done++
 }
+#endif
 
+#if WITH_W
 proctype W() {
   LOCALS;
-  bool timed_out;
+  bool timed_out; bool has_deadline;
+  if :: has_deadline = true :: skip fi;
 #if BUG == 11
   touch(1);
   won = flagged[1];
@@ -448,7 +517,7 @@ proctype W() {
         atomic { if :: !w_word -> w_sleeps = true :: else fi };
         if
         :: !w_sleeps
-        :: timed_out = true; w_sleeps = false
+        :: has_deadline -> timed_out = true; w_sleeps = false
         fi;
         if
         :: timed_out ->
@@ -472,8 +541,37 @@ proctype W() {
   release(1);
   done++
 }
+#endif
 
-#define THREADS (1 + WITH_B + WITH_R + WITH_K + WITH_W)
+#if WITH_T
+proctype T() {
+  LOCALS;
+  bool due;
+  if
+  :: atomic { !t_locked -> t_locked = true };
+     due = t_armed;
+     t_armed = false;
+#if BUG == 19
+     t_locked = false;
+#endif
+     if
+     :: due -> touch(1); handles[1] = handles[1] + 1  /* hold() */
+     :: else
+     fi;
+#if BUG != 19
+     t_locked = false;
+#endif
+     if
+     :: due -> cancel(1, 3, won); release(1)          /* due() */
+     :: else
+     fi
+  :: true                   /* never due */
+  fi;
+  done++
+}
+#endif
+
+#define THREADS (1 + WITH_B + WITH_R + WITH_K + WITH_W + WITH_T)
 
 init {
   atomic {
@@ -482,17 +580,30 @@ init {
     /* Node 1's source, and a token for each of R, K and W. */
     handles[1] = WITH_B + WITH_R + WITH_K + WITH_W;
     run A();
-    if :: WITH_B -> run B() :: else fi;
-    if :: WITH_R -> run R() :: else fi;
-    if :: WITH_K -> run K() :: else fi;
-    if :: WITH_W -> run W() :: else fi
+#if WITH_B
+    run B();
+#endif
+#if WITH_R
+    run R();
+#endif
+#if WITH_K
+    run K();
+#endif
+#if WITH_W
+    run W();
+#endif
+#if WITH_T
+    run T();
+#endif
   };
   done == THREADS;
   /* Nothing is left (I5, I6), and nobody holds a lock. */
   assert(freed[0] && freed[1]);
   assert(!exists[2] || freed[2]);
   assert(!locked[0] && !locked[1] && !locked[2]);
-  assert(!cb_linked && !w_linked)
+  assert(!cb_linked && !w_linked && !t_locked);
+  /* A timer must not outlive its node: the timer thread would look at it. */
+  assert(!t_armed)
 }
 
 /* I2 in every state: who sees a node cancelled sees its cause, and its descendants cancelled. */

@@ -8,6 +8,7 @@
  *
  * Without membarrier (S1 is a sequentially consistent exchange): spin -DSYMMETRIC -a wait_group.pml.
  * With a second waiter that may give up at any time: spin -DTIMED -a wait_group.pml.
+ * Without a second waiter, which is a hundredth of the states: spin -DALONE -a wait_group.pml.
  * All must end with "errors: 0". Each planted bug must be found ("errors: 1"), N from 1 to 13:
  *
  *   spin -DBUG=N -a wait_group.pml && cc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m200000
@@ -60,7 +61,11 @@ short slot_as_seen[THREADS]; /* by its own thread, past its buffer */
 bool linked[2], released[2];
 bool gone[2]; /* its stack frame, and the link in it */
 bool asleep;  /* waiter 1 sleeps in wait(), or is about to */
+#ifdef ALONE
+bool idle = true;
+#else
 bool idle;    /* it has returned */
+#endif
 
 /* What is true, as opposed to what is counted. A bit for each membership: in, from the return of its
  * entry to the call of its leaving. */
@@ -404,6 +409,7 @@ active proctype closer() {
   freed = true
 }
 
+#ifndef ALONE
 active proctype waiter() {
   bit kind; short value; short sum; bool zero, gave_up; byte before;
   wait(1,
@@ -415,3 +421,4 @@ active proctype waiter() {
   );
   idle = true
 }
+#endif
