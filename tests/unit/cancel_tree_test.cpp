@@ -142,6 +142,64 @@ TEST_CASE("A node that has grown shards wakes its waiters and raises its descrip
   CHECK(support::is_readable(fd));
 }
 
+TEST_CASE("Who must not wait for a node's locks gives up in time, and leaves none of them locked") {
+  namespace detail = lastcall::detail;
+  CancellationSource parent;
+  auto* const node = detail::TreeAccess::peek(parent.token());
+  std::uint32_t state = 0;
+  const auto is_locked = [](const detail::Lane& lane) {
+    return (lane.state.load() & detail::locked_bit) != 0;
+  };
+
+  REQUIRE(detail::lock_node_until(node, Clock::now(), state));
+  CHECK(is_locked(*node));
+  CHECK_FALSE(detail::lock_node_until(node, Clock::now() + 5ms, state));
+  detail::unlock_node(node);
+  CHECK_FALSE(is_locked(*node));
+
+  grow(parent.token());
+  auto* const shards = detail::extension_of(node)->shards.get();
+  for (const unsigned held : {0U, 3U, detail::Extension::shard_count - 1}) {
+    const std::uint32_t before = detail::lock_bit(shards[held].state);
+    const auto begin = Clock::now();
+    CHECK_FALSE(detail::lock_node_until(node, begin + 5ms, state));
+    CHECK(Clock::now() >= begin + 5ms);
+    CHECK_FALSE(is_locked(*node));
+    for (unsigned at = 0; at < detail::Extension::shard_count; ++at) {
+      CHECK(is_locked(shards[at]) == (at == held));
+    }
+    detail::unlock_bit(shards[held].state, before);
+  }
+  REQUIRE(detail::lock_node_until(node, Clock::now(), state));
+  for (unsigned at = 0; at < detail::Extension::shard_count; ++at) CHECK(is_locked(shards[at]));
+  detail::unlock_node(node);
+  CHECK((node->state.load() & detail::sharded_flag) != 0);
+  // It works as before.
+  CancellationSource child(parent.token());
+  CHECK(parent.cancel());
+  CHECK(child.is_cancelled());
+}
+
+TEST_CASE(
+    "Waking what a cancel has marked gives up at a lock that is held, and can be done again") {
+  namespace detail = lastcall::detail;
+  CancellationSource source;
+  const int fd = source.token().fd();
+  auto* const node = detail::TreeAccess::peek(source.token());
+  detail::CancelWork work;
+  CHECK(work.empty());
+  std::uint32_t before = detail::lock_bit(node->state);
+  work.push(node);
+  CHECK_FALSE(work.empty());
+  CHECK_FALSE(work.wake(Clock::now() + 2ms));  // the lock is held
+  CHECK_FALSE(support::is_readable(fd));
+  detail::unlock_bit(node->state, before);
+  CHECK(work.wake(Clock::now() + 1h));
+  CHECK(support::is_readable(fd));
+  CHECK_FALSE(work.run_one());
+  CHECK(work.empty());
+}
+
 TEST_CASE("A node that has grown shards goes with its last handle or link, in whatever order") {
   support::Random random(21);
   for (int round = 0; round < 60; ++round) {

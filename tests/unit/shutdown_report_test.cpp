@@ -464,6 +464,42 @@ TEST_CASE("to_trace() moves a hook that overlaps another one to a lane of its ow
   CHECK(trace.lane_of("abandoned") == "stage s");
 }
 
+TEST_CASE("to_trace() leaves out that a task had not ended if it says later that it has") {
+  ShutdownReport report;
+  report.elapsed = 5s;
+  const auto tell = [&](EventResult result, const char* stage, const char* name,
+                        std::chrono::seconds end) {
+    report.events.push_back(event(EventKind::task, result, stage, name, "", 0s, end));
+  };
+  report.events.push_back(event(EventKind::phase, EventResult::ok, "", "announced", "", 0s, 0s));
+  tell(EventResult::begun, "s", "ends", 1s);
+  tell(EventResult::begun, "s", "ends at once", 2s);
+  tell(EventResult::begun, "s", "hangs", 1s);
+  tell(EventResult::begun, "s", "ended before", 4s);
+  tell(EventResult::begun, "s", "elsewhere", 1s);
+  tell(EventResult::ok, "s", "ends", 3s);
+  tell(EventResult::ok, "s", "ends at once", 2s);
+  tell(EventResult::ok, "s", "ended before", 3s);
+  tell(EventResult::ok, "t", "elsewhere", 3s);
+  report.events.push_back(event(EventKind::hook, EventResult::ok, "s", "hangs", "", 0s, 3s));
+  const Trace trace(report);
+  std::multiset<std::string> results;
+  for (const auto& lane : trace.lanes) results.insert(lane.second);
+  CHECK(results.count("task s/ends") == 1);
+  CHECK(results.count("task s/ends at once") == 1);
+  CHECK(results.count("task s/hangs") == 1);
+  CHECK(results.count("task s/ended before") == 2);
+  CHECK(results.count("task s/elsewhere") == 1);
+  CHECK(results.count("task t/elsewhere") == 1);
+}
+
+TEST_CASE("A value that no enumerator has is called unknown") {
+  CHECK(lastcall::detail::name_of(static_cast<lastcall::Outcome>(99)) == "unknown");
+  CHECK(lastcall::detail::name_of(static_cast<lastcall::CauseKind>(99)) == "unknown");
+  CHECK(lastcall::detail::name_of(static_cast<EventKind>(99)) == "unknown");
+  CHECK(lastcall::detail::name_of(static_cast<EventResult>(99)) == "unknown");
+}
+
 TEST_CASE("to_trace() draws what never ended up to the end") {
   ShutdownReport report;
   report.elapsed = 5s;

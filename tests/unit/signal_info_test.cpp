@@ -4,6 +4,7 @@
 
 #include <climits>
 #include <csignal>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -71,6 +72,18 @@ TEST_CASE("a real-time signal is named by its distance from SIGRTMIN") {
   CHECK(signal_name(SIGRTMIN - 1) == "signal " + std::to_string(SIGRTMIN - 1));
 }
 
+TEST_CASE("the names of real-time signals count on from one to three digits") {
+  const auto names = std::make_unique<lastcall::detail::RealTimeNames>();
+  const auto name = [&](int index) {
+    return std::string_view(names->text[index], names->length[index]);
+  };
+  CHECK(name(0) == "SIGRTMIN");
+  const int count = static_cast<int>(lastcall::detail::RealTimeNames::count);
+  for (int index = 1; index < count; ++index) {
+    CHECK(name(index) == "SIGRTMIN+" + std::to_string(index));
+  }
+}
+
 TEST_CASE("a name that there is lives for ever") {
   const std::string_view term = signal_name(SIGTERM);
   const std::string_view real_time = signal_name(SIGRTMIN + 1);
@@ -103,4 +116,51 @@ TEST_CASE("a SignalInfo is a plain value, empty until it is filled") {
   CHECK(info.sender_pid == 0);
   CHECK(info.sender_uid == 0);
   CHECK(info.received == lastcall::Clock::time_point{});
+}
+
+TEST_CASE("a set of signals hands out SIGINT first, then SIGTERM, then the others by number") {
+  using lastcall::detail::SignalSet;
+  SignalSet set;
+  CHECK(set.empty());
+  CHECK(set.most_urgent() == 0);
+  for (const int number :
+       {SIGUSR1, SIGTERM, SIGHUP, SIGINT, SIGCHLD, lastcall::detail::signal_limit - 1}) {
+    set.add(number);
+    CHECK(set.has(number));
+  }
+  CHECK_FALSE(set.has(SIGQUIT));
+  std::string order;
+  while (const int number = set.most_urgent()) {
+    order += std::to_string(number) + " ";
+    set.remove(number);
+    CHECK_FALSE(set.has(number));
+  }
+  std::string wanted;
+  for (const int number :
+       {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD, lastcall::detail::signal_limit - 1}) {
+    wanted += std::to_string(number) + " ";
+  }
+  CHECK(order == wanted);
+  CHECK(set.empty());
+}
+
+TEST_CASE("a set of signals knows the next number, and what it has in common with another set") {
+  using lastcall::detail::SignalSet;
+  SignalSet some;
+  some.add(2);
+  some.add(15);
+  some.add(lastcall::detail::signal_limit - 1);
+  CHECK(some.next(0) == 2);
+  CHECK(some.next(1) == 2);
+  CHECK(some.next(2) == 15);
+  CHECK(some.next(15) == lastcall::detail::signal_limit - 1);
+  CHECK(some.next(lastcall::detail::signal_limit - 1) == 0);
+  SignalSet others;
+  others.add(15);
+  others.add(17);
+  const SignalSet both = some & others;
+  CHECK(both.has(15));
+  CHECK_FALSE(both.has(2));
+  CHECK_FALSE(both.has(17));
+  CHECK((some & SignalSet{}).empty());
 }

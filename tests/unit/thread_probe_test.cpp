@@ -286,6 +286,20 @@ TEST_CASE("A system call is known by its name on this architecture, or by its nu
   CHECK(detail::find_syscall(100'000) == nullptr);
 }
 
+TEST_CASE("A system call's number is read from what its macro stands for") {
+  const auto number = [](const std::string& text) { return detail::syscall_number(text); };
+  CHECK(number("0") == 0);
+  CHECK(number("42") == 42);
+  CHECK(number("(90+17)") == 107);
+  CHECK(number("(0x40000000 + 520)") == 0x40000000 + 520);
+  CHECK(number("0xf0a + 1 + 0x10") == 0xf0a + 1 + 0x10);
+  CHECK(number("SYS_none") == -1);
+  CHECK(number("12f") == -1);
+  CHECK(number("x10") == -1);
+  CHECK(number("1x0") == -1);
+  CHECK(number("0x1g") == -1);
+}
+
 #if LASTCALL_HAS_STACKS
 
 namespace {
