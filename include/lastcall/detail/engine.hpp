@@ -28,6 +28,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Traps the signals and starts the two threads. All or nothing: std::system_error,
   /// std::invalid_argument (a signal that can't be trapped), std::logic_error (a SignalIgnore holds it).
   void start() {
+    // Threads that are abandoned run on after the coordinator; and it may trap nothing, which would do it.
+    pin_module_of(reinterpret_cast<const void*>(&signal_main));
     warm_up_stack_capture();
     for (const int number : state_.options.signals) {
       check_signal(number, "trapped");

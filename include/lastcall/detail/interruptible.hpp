@@ -23,6 +23,7 @@
 
 #include <lastcall/cancellation.hpp>
 #include <lastcall/detail/nudge.hpp>
+#include <lastcall/detail/signal_pin.hpp>
 
 #include <pthread.h>
 
@@ -51,6 +52,7 @@ inline bool claim_interrupt(int number, bool also_ignored) noexcept {
   struct sigaction before {};
   if (::sigaction(number, nullptr, &before) != 0 || !is_unclaimed(before, also_ignored))
     return false;
+  pin_module_of(reinterpret_cast<const void*>(&lastcall_interrupt_handler));
   struct sigaction ours {};
   ours.sa_handler = &lastcall_interrupt_handler;
   ours.sa_flags = SA_ONSTACK;  // and not SA_RESTART

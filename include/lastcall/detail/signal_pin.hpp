@@ -1,8 +1,9 @@
-// Keeps the code of a signal handler in memory.
+// Keeps the code of a signal handler, or of a thread that never ends, in memory.
 //
 // Nobody can know that no thread is about to run a handler, or that no other handler has ours
-// written down as the one to call next. So a shared object that has once put a handler in place
-// must never be unloaded: this makes its dlclose() do nothing.
+// written down as the one to call next; and the timer thread is there as long as the process. So a
+// shared object that has once put a handler in place, or started that thread, must never be unloaded:
+// this makes its dlclose() do nothing.
 #pragma once
 
 #include <lastcall/detail/config.hpp>

@@ -19,6 +19,7 @@
 #pragma once
 
 #include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/spin_bit.hpp>
 #include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/timer_wheel.hpp>
@@ -136,6 +137,8 @@ class TimerService {
 
   void ensure_thread() {
     if (running_.load(std::memory_order_acquire)) return;
+    // Before the lock, which a fork() takes that somebody makes while the loader has its own.
+    pin_module_of(reinterpret_cast<const void*>(&thread_main));
     const std::lock_guard<std::mutex> lock(start_);
     if (running_.load(std::memory_order_relaxed)) return;
     const BlockAllSignals quiet;
