@@ -122,12 +122,7 @@ class SignalTrap {
   SignalInfo wait() { return *wait_until(Clock::time_point::max(), nullptr); }
 
   /// The most urgent signal that is pending, if any. Never blocks: one read(2).
-  std::optional<SignalInfo> try_wait() {
-    const std::lock_guard<std::mutex> lock(reading_);
-    SignalInfo info;
-    if (core_.read_batch(&info, 1) == 0) return std::nullopt;
-    return info;
-  }
+  std::optional<SignalInfo> try_wait() { return core_.is_foreign() ? std::nullopt : take(); }
 
   /// As wait(), but gives up after `span`; a huge one is "never", a negative one "at once".
   template <class Rep, class Period>
@@ -147,17 +142,31 @@ class SignalTrap {
   int fd() const noexcept { return core_.fd(); }
 
  private:
+  // In the trap's own process.
+  std::optional<SignalInfo> take() {
+    const std::lock_guard<std::mutex> lock(reading_);
+    SignalInfo info;
+    if (core_.read_own_batch(&info, 1) == 0) return std::nullopt;
+    return info;
+  }
+
   std::optional<SignalInfo> wait_until(Clock::time_point deadline, const CancellationToken* token) {
     int cancelled = -1;
-    for (;;) {
+    // Asked once: a thread that is in here doesn't fork.
+    const bool foreign = core_.is_foreign();
+    const bool for_ever = deadline == Clock::time_point::max();
+    // Who waits mostly has to sleep: so it polls first, and reads when there is something. But for a
+    // token's descriptor, which isn't made before it is known that there is something to wait for.
+    for (bool look = token != nullptr;;) {
       if (token != nullptr && token->is_cancelled()) return std::nullopt;
-      if (std::optional<SignalInfo> got = try_wait()) return got;
-      const Clock::time_point now = Clock::now();
-      if (now >= deadline) return std::nullopt;
-      // Only now that there is something to wait for: it may cost a descriptor.
+      const Clock::time_point now = for_ever ? Clock::time_point() : Clock::now();
+      const bool over = !for_ever && now >= deadline;
+      if ((look || over) && !foreign) {
+        if (std::optional<SignalInfo> got = take()) return got;
+      }
+      if (over) return std::nullopt;
       if (token != nullptr && cancelled < 0) cancelled = token->fd();
-      const bool foreign = core_.is_foreign();
-      if (foreign && cancelled < 0 && deadline == Clock::time_point::max()) {
+      if (foreign && cancelled < 0 && for_ever) {
         detail::throw_logic_error("waiting in process " + std::to_string(::getpid()) +
                                   " for the signals of the process that it was forked from");
       }
@@ -167,6 +176,7 @@ class SignalTrap {
         if (errno != EINTR && errno != EAGAIN) {
           detail::throw_system_error(errno, "polling for a signal");
         }
+        look = false;
         continue;
       }
       if (((either[0].revents | either[1].revents) & POLLNVAL) != 0) {
@@ -174,6 +184,7 @@ class SignalTrap {
         detail::throw_system_error(
             EBADF, "polling for a signal: somebody closed descriptor " + std::to_string(closed));
       }
+      look = either[0].revents != 0;
     }
   }
 

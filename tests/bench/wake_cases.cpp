@@ -52,15 +52,16 @@ void let_it_sleep() {
 // from just before wake() until the sleeper runs. prepare() and tidy() are not counted.
 template <class Prepare, class Sleep, class Wake, class Tidy>
 double wake_latency(bool two, Prepare prepare, Sleep sleep, Wake wake, Tidy tidy) {
-  std::atomic<int> asked{0};   // the round that the sleeper shall begin
-  std::atomic<int> asleep{0};  // ... is about to sleep in
-  std::atomic<int> awake{0};   // ... woke up in
+  // The sleeper sleeps between rounds, too: who spins has used up its turn when it counts.
+  std::atomic<std::uint32_t> asked{0};   // the round that the sleeper shall begin
+  std::atomic<std::uint32_t> asleep{0};  // ... is about to sleep in
+  std::atomic<std::uint32_t> awake{0};   // ... woke up in
   Clock::time_point woken_at;
   std::vector<double> taken;
   pin_to(two ? 1 : 0);
   std::thread sleeper([&] {
-    for (int round = 1;; ++round) {
-      while (asked.load(std::memory_order_acquire) < round) sched_yield();
+    for (std::uint32_t round = 1;; ++round) {
+      while (asked.load(std::memory_order_acquire) < round) futex_wait(asked, round - 1);
       if (asked.load(std::memory_order_acquire) > round) return;
       asleep.store(round, std::memory_order_release);
       sleep();
@@ -70,11 +71,12 @@ double wake_latency(bool two, Prepare prepare, Sleep sleep, Wake wake, Tidy tidy
   });
   pin_to(0);
   const auto begin = Clock::now();
-  int round = 0;
+  std::uint32_t round = 0;
   while (seconds_since(begin) < 2 * shortest_batch || round < 50) {
     ++round;
     prepare();
     asked.store(round, std::memory_order_release);
+    futex_wake(asked);
     while (asleep.load(std::memory_order_acquire) != round) sched_yield();
     if (two) {
       for (const auto until = Clock::now() + std::chrono::microseconds(50); Clock::now() < until;) {
@@ -89,6 +91,7 @@ double wake_latency(bool two, Prepare prepare, Sleep sleep, Wake wake, Tidy tidy
     tidy();
   }
   asked.store(round + 2, std::memory_order_release);
+  futex_wake(asked);
   sleeper.join();
   unpin();
   return median(taken);
@@ -145,7 +148,7 @@ void add_last_out(bool two) {
 
 void send_sigterm() { kill(getpid(), SIGTERM); }
 
-// Whoever else this process has must not take the signal: Google Benchmark's thread is the one that sends.
+// A coordinator sees one shutdown in its life: everything is made anew for each signal.
 double coordinator_latency(bool two) {
   std::optional<ShutdownCoordinator> coordinator;
   CancellationToken token;
@@ -158,6 +161,7 @@ double coordinator_latency(bool two) {
         pin_to(two ? 1 : 0);
         coordinator.emplace(options);
         pin_to(0);
+        let_it_sleep();
         token = coordinator->token();
       },
       [&] { token.wait(); }, send_sigterm,
@@ -165,6 +169,30 @@ double coordinator_latency(bool two) {
         coordinator->drain();
         coordinator.reset();
       });
+}
+
+// The bricks alone: a thread that waits at a trap and cancels a source, a worker that waits on its token.
+double trap_latency(bool two) {
+  SignalTrap trap({SIGTERM});
+  CancellationSource source;
+  CancellationToken token;
+  std::atomic<bool> over{false};
+  pin_to(two ? 1 : 0);
+  std::thread reader([&] {
+    for (trap.wait(); !over.load(); trap.wait()) source.cancel();
+  });
+  const double latency = wake_latency(
+      two,
+      [&] {
+        source = CancellationSource();
+        token = source.token();
+        let_it_sleep();
+      },
+      [&] { token.wait(); }, send_sigterm, nothing);
+  over = true;
+  send_sigterm();
+  reader.join();
+  return latency;
 }
 
 int bare_pipe[2];
@@ -177,26 +205,65 @@ void write_to_bare_pipe(int) {
   errno = saved;
 }
 
+void read_from_bare_pipe() {
+  pollfd watched{bare_pipe[0], POLLIN, 0};
+  char byte = 0;
+  while (read(bare_pipe[0], &byte, 1) != 1) poll(&watched, 1, -1);
+}
+
 // A handler that writes a byte, and a thread that sleeps in poll(2): the least that a self-pipe can do.
+struct BareTrap {
+  BareTrap() {
+    if (pipe2(bare_pipe, O_CLOEXEC | O_NONBLOCK) != 0) std::perror("pipe2");
+    struct sigaction ours {};
+    ours.sa_handler = write_to_bare_pipe;
+    ours.sa_flags = SA_RESTART;
+    sigaction(SIGTERM, &ours, &before_);
+  }
+  BareTrap(const BareTrap&) = delete;
+  BareTrap& operator=(const BareTrap&) = delete;
+  ~BareTrap() {
+    sigaction(SIGTERM, &before_, nullptr);
+    close(bare_pipe[0]);
+    close(bare_pipe[1]);
+  }
+
+ private:
+  struct sigaction before_ {};
+};
+
 double self_pipe_latency(bool two) {
-  if (pipe2(bare_pipe, O_CLOEXEC | O_NONBLOCK) != 0) return -1;
-  struct sigaction ours {};
-  struct sigaction before {};
-  ours.sa_handler = write_to_bare_pipe;
-  ours.sa_flags = SA_RESTART;
-  sigaction(SIGTERM, &ours, &before);
-  const double latency = wake_latency(
-      two, nothing,
+  const BareTrap trap;
+  return wake_latency(two, nothing, read_from_bare_pipe, send_sigterm, nothing);
+}
+
+// The same, and the hop to the worker, with everything made anew for each signal.
+double first_self_pipe_latency(bool two) {
+  std::optional<BareTrap> trap;
+  std::optional<std::jthread> reader;
+  std::atomic<std::uint32_t> word{0};
+  return wake_latency(
+      two,
       [&] {
-        pollfd watched{bare_pipe[0], POLLIN, 0};
-        char byte = 0;
-        while (read(bare_pipe[0], &byte, 1) != 1) poll(&watched, 1, -1);
+        trap.emplace();
+        word.store(1);
+        pin_to(two ? 1 : 0);
+        reader.emplace([&] {
+          read_from_bare_pipe();
+          word.store(0, std::memory_order_release);
+          futex_wake(word);
+        });
+        pin_to(0);
+        let_it_sleep();
       },
-      send_sigterm, nothing);
-  sigaction(SIGTERM, &before, nullptr);
-  close(bare_pipe[0]);
-  close(bare_pipe[1]);
-  return latency;
+      [&] {
+        while (word.load(std::memory_order_acquire) != 0) futex_wait(word, 1);
+      },
+      send_sigterm,
+      [&] {
+        reader.reset();
+        trap.reset();
+      });
 }
 
 // A thread in sigwait(2) that stops a std::stop_source; the worker waits on it with a
@@ -237,9 +304,12 @@ double std_latency(bool two) {
 
 void add_signals(bool two) {
   const std::string name = two ? "signal_two@" : "signal@";
-  add_timed_case(name + "lastcall", [two] { return coordinator_latency(two); });
+  add_timed_case(name + "lastcall", [two] { return trap_latency(two); });
   add_timed_case(name + "bare", [two] { return self_pipe_latency(two); });
   add_timed_case(name + "std", [two] { return std_latency(two); });
+  const std::string first = "first_" + name;
+  add_timed_case(first + "lastcall", [two] { return coordinator_latency(two); });
+  add_timed_case(first + "bare", [two] { return first_self_pipe_latency(two); });
 }
 
 }  // namespace

@@ -21,17 +21,20 @@ class EngineSignals {
 
   /// The thread's body; returns when `quit` is set and the bell rung.
   void loop() noexcept {
+    engine_.signal_thread.store(this_thread_mark(), std::memory_order_relaxed);
+    // The first signal is the one that counts: what its way needs is in memory before it comes.
+    read_signals();
     while (!engine_.quit.load(std::memory_order_acquire)) {
       const Clock::time_point next = next_deadline();
       engine_.signal_thread_wakes.store(next);
       // A section may have been entered while the deadlines were looked at: see guarded().
       const Clock::time_point again = next_deadline();
       sleep_until(again < next ? again : next);
-      engine_.signal_bell.lower();
       unblock_new_handlers();
       read_signals();
       engine_.mark_what_is_owed();
       look_at_clock();
+      describe_sender();
     }
   }
 
@@ -39,6 +42,7 @@ class EngineSignals {
   void sleep_until(Clock::time_point deadline) noexcept {
     pollfd watched[2] = {{trap_.fd(), POLLIN, 0}, {engine_.signal_bell.fd(), POLLIN, 0}};
     const int ready = ::poll(watched, 2, poll_timeout(Clock::now(), short_of(deadline)));
+    if (ready <= 0 || watched[1].revents != 0) engine_.signal_bell.lower();
     const auto closed = static_cast<short>(watched[0].revents | watched[1].revents) & POLLNVAL;
     if ((ready < 0 && errno != EINTR) || (ready > 0 && closed != 0)) {
       // ENOMEM, a filter that refuses poll, or somebody has closed all descriptors: the clock must go on.
@@ -69,10 +73,19 @@ class EngineSignals {
     seen_handlers_ = newest;
   }
 
+  // The sender may be gone in a moment, and its name with it. The drain thread looks it up as soon as it
+  // runs; should it hang, this one does, but not before the workers had the processor: it costs some
+  // microseconds, and who was woken waits for them if there is one processor.
+  void describe_sender() noexcept {
+    if (!owes_description_ || Clock::now() < describes_at_) return;
+    owes_description_ = false;
+    engine_.signal_record->describe();
+  }
+
   void read_signals() noexcept {
     SignalInfo batch[32];
     for (int turn = 0; turn < 64; ++turn) {
-      const std::size_t count = trap_.read_batch(batch, 32);
+      const std::size_t count = trap_.read_own_batch(batch, 32);
       for (std::size_t i = 0; i < count; ++i) take(batch[i]);
       if (count < 32) break;
     }
@@ -91,8 +104,10 @@ class EngineSignals {
     }
     engine_.seen_signals.push(SeenSignal{info, verdict});
     engine_.drain_bell.ring();
-    // After everybody was woken: the sender may be gone in a moment, and its name with it.
-    if (verdict == Verdict::shutdown) engine_.signal_record->describe();
+    if (verdict == Verdict::shutdown) {
+      owes_description_ = true;
+      describes_at_ = Clock::now() + std::chrono::milliseconds(1);
+    }
   }
 
   bool is_wish(int number) const noexcept {
@@ -172,6 +187,7 @@ class EngineSignals {
   Clock::time_point next_deadline() const noexcept {
     if (!engine_.requested()) return section_deadline();
     Clock::time_point next = section_deadline();
+    if (owes_description_) next = std::min(next, describes_at_);
     if (!is_handed_over()) next = std::min(next, forced_at());
     if (engine_.marks_owed.load(std::memory_order_acquire)) {
       next = std::min(next, Clock::now() + std::chrono::milliseconds(2));
@@ -278,6 +294,8 @@ class EngineSignals {
   SignalHandler* seen_handlers_ = nullptr;
   bool interrupted_ = false;
   Clock::time_point last_interrupt_{};
+  bool owes_description_ = false;
+  Clock::time_point describes_at_{};
 };
 
 }  // namespace lastcall::detail

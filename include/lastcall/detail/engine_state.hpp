@@ -240,6 +240,7 @@ struct EngineState final : StageHost {
   // When the signal thread looks at the clock next. It stores this, then looks at the sections; a drain
   // thread enters its section, then loads this: all sequentially consistent, so one sees the other.
   AtomicTime signal_thread_wakes;
+  std::atomic<const void*> signal_thread{nullptr};  // its mark
   std::atomic<bool> quit{false};
 
   // -- the end
@@ -378,10 +379,14 @@ struct EngineState final : StageHost {
     abort_at.set_once(end - margin);
     // release: whoever sees the phase sees the cause and the times.
     raise_phase(Phase::announced);
-    // First of all: whatever becomes of this thread from here on, the clock is looked at.
-    signal_bell.raise();
-    if (until == at) start_draining();
-    drain_bell.ring();
+    // First of all: whatever becomes of this thread from here on, the clock is looked at. (The signal thread
+    // looks at it anyhow, and a worker waits for the mark.)
+    if (signal_thread.load(std::memory_order_relaxed) != this_thread_mark()) signal_bell.raise();
+    if (until == at) {
+      start_draining();  // rings
+    } else {
+      drain_bell.ring();
+    }
   }
 
   /// Empty before the request.

@@ -132,7 +132,11 @@ class TrapCore {
   /// first served within one. Never blocks, takes no lock, allocates nothing, keeps errno. If it
   /// leaves any, fd() stays readable.
   std::size_t read_batch(SignalInfo* out, std::size_t most) noexcept {
-    return is_foreign() ? 0 : member_->inbox.take(out, most);
+    return is_foreign() ? 0 : read_own_batch(out, most);
+  }
+  /// The same for a thread that knows that the core isn't foreign: that costs a system call to ask.
+  std::size_t read_own_batch(SignalInfo* out, std::size_t most) noexcept {
+    return member_->inbox.take(out, most);
   }
 
   /// In a forked child: the core is the parent's, and here it catches nothing for ever.

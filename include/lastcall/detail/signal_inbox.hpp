@@ -111,6 +111,10 @@ class SignalInbox {
     // Not initialised: memory that no signal has needed is never touched.
     // NOLINTNEXTLINE(modernize-make-unique): that would
     entries_.reset(new Entry[roomy_ + static_cast<std::size_t>(signal_limit)]);
+    // But for what the first one needs, in here and in the kernel: that one may be in a hurry.
+    entries_[0].next = nobody;
+    ring();
+    gather();
   }
   SignalInbox(const SignalInbox&) = delete;
   SignalInbox& operator=(const SignalInbox&) = delete;
