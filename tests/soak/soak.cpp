@@ -26,8 +26,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -227,14 +227,14 @@ class Connection {
 void be_a_client(Shared& shared, int who) {
   constexpr std::string_view kinds = "WWWWWWWWWWWWDDGTTWWWWWWWWDWGWTWWWCWWWWWFWWWWWWNWW";
   support::Random random(static_cast<std::uint64_t>(who) + 1);
-  std::optional<Connection> connection;
+  std::unique_ptr<Connection> connection;
   long number = 0;
   while (!shared.stop) {
     const std::string request = std::string(1, kinds[random.below(kinds.size())]) + " " +
                                 std::to_string(who) + "." + std::to_string(++number);
     const auto asked = Clock::now();
     try {
-      if (!connection) connection.emplace(shared.port);
+      if (!connection) connection = std::make_unique<Connection>(shared.port);
       const std::string answer = connection->ask(request);
       if (answer.rfind(request + " ", 0) != 0) throw std::runtime_error("answered with: " + answer);
       if (request[0] == 'D' && Clock::now() - asked < 20ms) throw std::runtime_error("too early");
