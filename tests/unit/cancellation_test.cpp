@@ -1137,6 +1137,52 @@ TEST_CASE("In a forked child the timer thread is started again with the next dea
   CHECK_FALSE(pending.is_cancelled());
 }
 
+TEST_CASE("In a forked child no deadline comes for threads that stayed with the parent") {
+  if (support::under_tsan) return;
+  support::Gate made;
+  support::Gate over;
+  support::Threads threads;
+  int runs = 0;
+  threads.start([&] {
+    // On the stack of a thread that the child doesn't have: there that memory is anybody's.
+    const CancellationSource source(CancellationToken(), 100ms);
+    const CancellationCallback callback(source.token(), [&runs] { ++runs; });
+    made.open();
+    over.wait();
+  });
+  REQUIRE(made.wait());
+  const CancellationSource inherited(CancellationToken(), 100ms);
+  const int outcome = support::in_child_process([&] {
+    const auto begin = Clock::now();
+    const CancellationSource own(CancellationToken(), 300ms);
+    if (!own.token().wait_for(30s) || Clock::now() - begin < 300ms) return 10;
+    if (runs != 0) return 11;
+    return inherited.is_cancelled() ? 12 : 0;  // destroyed here, though its timer is nowhere
+  });
+  CHECK(outcome == 0);
+  CHECK(inherited.token().wait_for(30s));
+  over.open();
+  threads.join();
+  CHECK(runs == 1);
+}
+
+#if defined(__linux__) && !defined(LASTCALL_PORTABLE)
+TEST_CASE("In the child of a process without other threads a deadline from before the fork comes") {
+  if (support::under_tsan) return;
+  const int outcome = support::in_child_process([] {
+    const CancellationSource inherited(CancellationToken(), 50ms);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const CancellationSource own(CancellationToken(), 5ms);
+      const bool came = own.token().wait_for(30s) && inherited.token().wait_for(30s);
+      ::_exit(came ? 0 : 10);
+    }
+    return support::outcome_of(child);
+  });
+  CHECK(outcome == 0);
+}
+#endif
+
 TEST_CASE("A forked child may cancel, wait on and destroy what it inherited") {
   if (support::under_tsan) return;
   CancellationSource parent;

@@ -13,7 +13,10 @@
 //  4. Nothing fires early: a deadline is rounded up to a tick, and a tick is reached when the clock is
 //     at or past its start.
 //  5. In a forked child the thread is gone; the next arm() there starts another. The locks are held
-//     across the fork, so that the child finds them free and the wheels whole.
+//     across the fork, so that the child finds them free and the wheels whole. If the parent had other
+//     threads, or the timer thread was at work, the child forgets what is in the wheels: what hangs on
+//     it may lie on stacks that are somebody else's now, or was being changed when the fork came. Links
+//     of an earlier generation are in no wheel.
 //
 // The service is made once and never destroyed: stragglers may use it until the process is gone.
 #pragma once
@@ -24,9 +27,13 @@
 #include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/timer_wheel.hpp>
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <climits>
+#include <cstdint>
 #include <mutex>
 
 namespace lastcall::detail {
@@ -54,6 +61,7 @@ class TimerService {
       const std::lock_guard<SpinLock> lock(shard.lock);
       link->shard = static_cast<std::uint8_t>(at);
       link->armed = true;
+      link->generation = generation_;
       shard.wheel.insert(link,
                          nanoseconds(now) >> tick_bits);  // not ahead of the clock: it has passed
       if (link->tick < shard.earliest.load(std::memory_order_relaxed)) {
@@ -70,8 +78,7 @@ class TimerService {
     Shard& shard = shards_[link->shard];
     const std::lock_guard<SpinLock> lock(shard.lock);
     if (!link->armed) return false;
-    shard.wheel.remove(link);
-    link->armed = false;
+    take_out(shard, link);
     return true;
   }
 
@@ -80,10 +87,7 @@ class TimerService {
   void disarm_until(TimerLink* link, Clock::time_point deadline) noexcept {
     Shard& shard = shards_[link->shard];
     if (!shard.lock.lock_until(deadline)) return;
-    if (link->armed) {
-      shard.wheel.remove(link);
-      link->armed = false;
-    }
+    if (link->armed) take_out(shard, link);
     shard.lock.unlock();
   }
 
@@ -107,6 +111,12 @@ class TimerService {
         TimerWheel::never};  // a lower bound for what is in the wheel
     TimerWheel wheel;
   };
+
+  // Under the shard's lock.
+  void take_out(Shard& shard, TimerLink* link) const noexcept {
+    if (link->generation == generation_) shard.wheel.remove(link);
+    link->armed = false;
+  }
 
   TimerService() { ::pthread_atfork(&before_fork, &in_parent, &in_child); }
 
@@ -174,7 +184,7 @@ class TimerService {
   }
 
   // Returns the tick at which this shard wants to be looked at again.
-  static std::uint64_t fire_due(Shard& shard, std::uint64_t now) noexcept {
+  std::uint64_t fire_due(Shard& shard, std::uint64_t now) noexcept {
     if (shard.earliest.load(std::memory_order_seq_cst) == TimerWheel::never)
       return TimerWheel::never;
     TimerLink* due = nullptr;
@@ -184,12 +194,16 @@ class TimerService {
       due = shard.wheel.advance(now);
       next = shard.wheel.next_tick();
       shard.earliest.store(next, std::memory_order_seq_cst);
+      // Under the lock, which a fork takes: relaxed.
+      if (due != nullptr) at_work_.store(true, std::memory_order_relaxed);
     }
     while (due != nullptr) {
       TimerLink* const link = due;
       due = link->next;  // the link may be gone after due()
       link->due(link);
     }
+    // Release: a fork that sees it comes after all that was done.
+    at_work_.store(false, std::memory_order_release);
     return next;
   }
 
@@ -197,6 +211,8 @@ class TimerService {
     TimerService& self = instance();
     self.start_.lock();
     for (Shard& shard : self.shards_) shard.lock.lock();
+    self.forgets_ = self.at_work_.load(std::memory_order_acquire) ||
+                    !is_number_of_threads(self.running_.load(std::memory_order_relaxed) ? 2 : 1);
   }
   static void in_parent() {
     TimerService& self = instance();
@@ -207,13 +223,37 @@ class TimerService {
     TimerService& self = instance();
     self.running_.store(false, std::memory_order_relaxed);
     self.sleeping_until_.store(0, std::memory_order_relaxed);
+    self.at_work_.store(false, std::memory_order_relaxed);
+    if (self.forgets_) {
+      ++self.generation_;
+      for (Shard& shard : self.shards_) {
+        shard.wheel = TimerWheel();
+        shard.earliest.store(TimerWheel::never, std::memory_order_relaxed);
+      }
+    }
     in_parent();
+  }
+  // Where nobody tells: false.
+  static bool is_number_of_threads(std::uint64_t wanted) noexcept {
+#if LASTCALL_LINUX
+    const int saved = errno;
+    struct stat about {};
+    const bool known = ::stat("/proc/self/task", &about) == 0;
+    errno = saved;
+    return known && about.st_nlink == wanted + 2;  // . and ..
+#else
+    static_cast<void>(wanted);
+    return false;
+#endif
   }
 
   Shard shards_[shard_count];
   alignas(128) std::atomic<std::uint64_t> sleeping_until_{0};
   Word doorbell_{0};
   std::atomic<bool> running_{false};
+  std::atomic<bool> at_work_{false};  // the timer thread is calling due()
+  bool forgets_ = false;              // from before a fork to after it, under start_
+  std::uint32_t generation_ = 0;      // changes in a forked child only, before it has other threads
   std::mutex start_;
 };
 

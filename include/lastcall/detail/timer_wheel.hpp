@@ -18,8 +18,9 @@ struct TimerLink {
   std::uint64_t tick = 0;  // due at this tick or later, never before
   std::uint8_t level = 0;  // where it stands, for taking it out in O(1)
   std::uint8_t slot = 0;
-  std::uint8_t shard = 0;  // of the TimerService
-  bool armed = false;      // guarded by the shard's lock
+  std::uint8_t shard = 0;        // of the TimerService
+  bool armed = false;            // guarded by the shard's lock
+  std::uint32_t generation = 0;  // of the TimerService, when it was armed: its invariant 5
   // Under the shard's lock, as the link is taken out because it is due: keeps its owner alive.
   void (*hold)(TimerLink*) noexcept = nullptr;
   // Afterwards, on the timer thread, with no lock held; ends with letting the owner go.
