@@ -1,5 +1,11 @@
 // The nodes of the cancellation tree and what hangs on them. The invariants (I1 ...) are numbered at
 // the head of cancellation.hpp.
+//
+// Memory orders here and in cancel_tree.hpp. Where nothing else is said, relaxed means one of these: the
+// caller has the lock of the lane whose word it is (lock_bit() acquires, unlock_bit() releases); the bit or
+// word asked for is constant since before the node was published (shard_flag, timed_flag, joined_flag, the
+// owner, the deadline), and whoever has a handle got it by something that synchronizes; or nobody else
+// knows the node yet, or any more. Every other order has its reason beside it.
 #pragma once
 
 #include <lastcall/cause.hpp>
@@ -125,11 +131,13 @@ inline Node* owner_of(Lane* lane) noexcept {
                                    : &static_cast<Node&>(*lane);
 }
 inline Extension* extension_of(const Node* node) noexcept {
+  // acquire: without the lock too, and then what set_extension() released is whole.
   const std::uintptr_t extra = node->extra.load(std::memory_order_acquire);
   return (extra & 1U) != 0 ? nullptr : reinterpret_cast<Extension*>(extra);
 }
 /// The one load of I2.
 inline bool is_cancelled(const Node* node) noexcept {
+  // acquire: the cause, and all that the canceller did before. Pairs with the release in unlock_node().
   return (node->state.load(std::memory_order_acquire) & cancelled_flag) != 0;
 }
 
@@ -167,8 +175,9 @@ inline std::uint32_t lock_node(Node* node) noexcept {
   return true;
 }
 
-/// Unlocks all lanes; each gets the flags of `also` on top of its own. The node's own lane goes last:
-/// who finds it unlocked finds every lane unlocked.
+/// Unlocks all lanes; each gets the flags of `also` on top of its own. The node's own lane goes last, and
+/// each unlocking is a release: who finds it unlocked, with acquire, finds every lane unlocked, and with
+/// `cancelled_flag` the cause and the whole subtree (I2).
 inline void unlock_node(Node* node, std::uint32_t also = 0) noexcept {
   for (Lane* lane = next_lane(node, node); lane != nullptr; lane = next_lane(node, lane)) {
     unlock_bit(lane->state, lane->state.load(std::memory_order_relaxed) | also);
@@ -225,6 +234,7 @@ inline std::optional<Clock::time_point> nearest_deadline(const Node* node) noexc
 // NOLINTNEXTLINE(misc-no-recursion): at most 64 deep
 inline bool can_be_cancelled(const Node* node, unsigned& patience, unsigned depth = 0) noexcept {
   for (;;) {
+    // acquire: as in is_cancelled(), for who then asks for the cause.
     const std::uint32_t state = node->state.load(std::memory_order_acquire);
     if ((state & (cancelled_flag | sourced_flag)) != 0) return true;
     if ((state & timed_flag) != 0 &&

@@ -163,6 +163,8 @@ inline bool left_as_orphan(Node* node) noexcept {
   const bool linked = any_linked(node);
   bool orphan = false;
   if (linked) {
+    // acquire, and acq_rel below: whoever has the last handle has seen all that was done by way of the
+    // others, so that it may free the node.
     if ((state & timed_flag) == 0 && node->handles.load(std::memory_order_acquire) == 1) {
       // Who could make another one needs this lock (I5); no need for a read-modify-write.
       node->handles.store(0, std::memory_order_relaxed);
@@ -180,6 +182,7 @@ inline bool left_as_orphan(Node* node) noexcept {
 inline Node* retire(Node* node, DeadJoins& dead) noexcept {
   constexpr std::uint32_t not_plain =
       locked_bit | linked_flag | sharded_flag | timed_flag | joined_flag;
+  // relaxed: a guess, made good under the lock; joined_flag is constant.
   const std::uint32_t glance = node->state.load(std::memory_order_relaxed);
   if ((glance & linked_flag) != 0 && left_as_orphan(node)) return nullptr;
   const bool joined = (glance & joined_flag) != 0;
@@ -187,7 +190,8 @@ inline Node* retire(Node* node, DeadJoins& dead) noexcept {
   Lane* const up = joined || node->where == 0 ? nullptr : lane_of(node);
   std::uint32_t up_state = up == nullptr ? 0 : lock_bit(up->state);
 
-  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good (I5).
+  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good (I5). The same
+  // for the handles, here and below: what others did with theirs comes before the node is freed.
   const std::uint32_t state = node->state.load(std::memory_order_acquire);
   bool last = (state & not_plain) == 0 && node->handles.load(std::memory_order_acquire) == 1;
   if (!last) {
@@ -238,6 +242,8 @@ inline void release(Node* node) noexcept {
   DeadJoins dead;
   for (;;) {
     while (node != nullptr) {
+      // acquire: as in retire(), which is to free the node. release: what this thread did with its handle
+      // happens before whoever frees it. A failed exchange has seen nothing that matters: relaxed.
       std::uint32_t seen = node->handles.load(std::memory_order_acquire);
       if (seen == 1) {
         node = retire(node, dead);
@@ -344,6 +350,7 @@ class CancelWork {
  private:
   // Also without the node's lock, under which it may be given an Extension: hence the single load.
   static Node* next_of(Node* node) noexcept {
+    // acquire: an Extension that pollable_fd() has just made is whole, with `next_work` moved into it.
     const std::uintptr_t extra = node->extra.load(std::memory_order_acquire);
     if ((extra & 1U) != 0) return reinterpret_cast<Node*>(extra & ~std::uintptr_t{1});
     const auto* const extension = reinterpret_cast<const Extension*>(extra);
@@ -372,7 +379,8 @@ class CancelWork {
   // The first callback if it has not been taken yet. Turning the circle by one puts it behind all
   // that still wait, where it stays linked, and keeps the node, until its destructor.
   static CallbackLink* take_callback(Lane* lane) noexcept {
-    // A glance without the lock: nothing can be added to a cancelled node.
+    // A glance without the lock: nothing can be added to a cancelled node. acquire: as if it had been
+    // taken; whoever took the last link out is done.
     if ((lane->state.load(std::memory_order_acquire) & linked_flag) == 0) return nullptr;
     const std::uint32_t state = lock_bit(lane->state);
     CallbackLink* taken = nullptr;
@@ -566,6 +574,7 @@ class Marking {
 /// Cancels the node: marks the subtree, wakes, runs the callbacks. True for the one call that did it.
 /// The caller's handle may go in a callback: the node is not touched after it is marked.
 inline bool cancel_node(Node* node, const CauseRecord* cause) noexcept {
+  // acquire: who is told "cancelled already" may ask for the cause (I2).
   if ((node->state.load(std::memory_order_acquire) & cancelled_flag) != 0) return false;
   CancelWork work;
   {
@@ -594,6 +603,7 @@ inline void due_timed(TimerLink* timer) noexcept {
 inline void born_cancelled(Node* node, const CauseRecord* cause) noexcept {
   detail::retain(cause);
   node->cause = cause;
+  // release: I2, though nobody knows the node yet: is_cancelled() asks for no less.
   node->state.fetch_or(cancelled_flag, std::memory_order_release);
 }
 
@@ -709,6 +719,8 @@ inline void remove_callback(CallbackLink* callback) noexcept {
   std::uint32_t state = lock_bit(lane->state);
   state = erase_link(lane, callback, state);
   Node* const orphan = claim_orphan(lane, state);
+  // acquire, here and below: what the callback did, and the runner's last touch, come before the caller
+  // frees it. Pairs with the exchange in CancelWork::run().
   const std::uint32_t stage = callback->stage.load(std::memory_order_acquire);
   const bool runs_here =
       stage == CallbackLink::running && callback->runner_thread == this_thread_mark();
@@ -733,7 +745,8 @@ inline void remove_callback(CallbackLink* callback) noexcept {
 /// The destructor of a source that is armed: cancels, then gives up the handle.
 inline void abandon_node(Node* node) noexcept {
   constexpr std::uint32_t busy = locked_bit | linked_flag | sharded_flag | cancelled_flag;
-  // With no other handle and nothing linked nobody could tell whether it was cancelled (I5).
+  // With no other handle and nothing linked nobody could tell whether it was cancelled (I5). acquire: as
+  // in retire().
   const bool unseen = (node->state.load(std::memory_order_acquire) & busy) == 0 &&
                       node->handles.load(std::memory_order_acquire) == 1;
   if (!unseen) cancel_node(node, &cancelled_record);

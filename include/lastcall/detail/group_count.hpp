@@ -45,10 +45,12 @@ class alignas(cache_line) GroupCount {
 
   /// G3: lock-free, and no system call.
   void close() noexcept { word_.fetch_or(closed, std::memory_order_seq_cst); }
+  // acquire: what came before close() is seen by who finds it closed.
   bool is_closed() const noexcept { return (word_.load(std::memory_order_acquire) & closed) != 0; }
 
   /// Exact when nobody is entering or leaving.
   std::size_t value() noexcept {
+    // acquire: a zero may be taken as wait() takes it; as in wait_until().
     std::uint64_t seen = word_.load(std::memory_order_acquire);
     if (is_exact(seen)) return static_cast<std::size_t>(seen & count_mask);
     // Under the lock nobody moves the count from the slots to the word.
@@ -220,6 +222,7 @@ inline bool GroupCount::move_fast(std::uintptr_t by, std::uint64_t refuse) noexc
 // The calling thread gets what move_fast() found missing: a record, a slot.
 [[gnu::noinline]] inline bool GroupCount::prepare_thread(bool may_allocate) noexcept {
   ThreadSections* const all = ThreadSections::instance();
+  // relaxed, as the chunk below: guesses, which move_fast() makes good in its section.
   if (all == nullptr || all != home_.load(std::memory_order_relaxed)) return false;
   const ThreadRecord* const mine = all->attach();
   if (mine == nullptr) return false;
@@ -264,7 +267,8 @@ inline bool GroupCount::make_slots(std::uint32_t chunk) noexcept {
 // Under the lock. W1 to W3, and then the slots' counts are moved to the word. False: the deadline passed
 // while a thread was still inside; then all is as before.
 [[gnu::noinline]] inline bool GroupCount::become_exact(Clock::time_point deadline) noexcept {
-  word_.fetch_and(~fast, std::memory_order_seq_cst);  // W1
+  word_.fetch_and(~fast,
+                  std::memory_order_seq_cst);  // W1; seq_cst: stands before W3's loads for all
   if (!home_.load(std::memory_order_relaxed)->wait_out(this, deadline)) {
     word_.fetch_or(fast, std::memory_order_seq_cst);
     return false;
@@ -285,6 +289,8 @@ inline bool GroupCount::make_slots(std::uint32_t chunk) noexcept {
   return true;
 }
 
+// acquire: a chunk that is seen is zeroed. relaxed: after W3 the counts are stable and seen (S4 releases); without
+// it the sum is a snapshot that nobody promised.
 inline std::uintptr_t GroupCount::slots_sum() const noexcept {
   std::uintptr_t sum = 0;
   for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
@@ -358,11 +364,13 @@ inline bool GroupCount::wait_until(Clock::time_point deadline) noexcept {
 // Time is up, but a last leaver may have been quicker: then it is zero, and the leaver is about to write
 // to the waiter, which must not go before.
 inline bool GroupCount::give_up(Waiter& waiter) noexcept {
+  // acquire: pairs with the release in leave_as_last(), as in wait_until().
   if (waiter.released.load(std::memory_order_acquire) != 0) return true;
   lock_.lock();
   const bool still_waiting = waiter.linked;
   if (still_waiting) {
     unlink(waiter);
+    // relaxed: it tells nobody anything; as a read-modify-write it carries the leavers' releases on.
     if (first_ == nullptr) word_.fetch_and(~waiting, std::memory_order_relaxed);
   }
   lock_.unlock();

@@ -75,6 +75,7 @@ class NamedMembers {
 
   /// Makes what link() needs. Throws std::bad_alloc.
   void prepare() {
+    // relaxed: only whether there is one. release: the table is whole for who acquires it below.
     if (table_.load(std::memory_order_relaxed) != nullptr) return;
     auto* const fresh = new Table();
     Table* nobodys = nullptr;
@@ -167,6 +168,7 @@ class NamedMembers {
         const bool fits = stripe.size <= pinned_.capacity() - pinned_.size();
         for (NamedMember* member = fits ? stripe.first : nullptr; member != nullptr;
              member = member->next) {
+          // relaxed: the stripe's lock keeps the one reference that there is from going.
           member->references.fetch_add(1, std::memory_order_relaxed);
           pinned_.push_back(member);
         }

@@ -141,6 +141,7 @@ class TrapCore {
 
   /// In a forked child: the core is the parent's, and here it catches nothing for ever.
   bool is_foreign() const noexcept {
+    // relaxed, as wherever `process` is read: it changes in a fork, where there is one thread.
     return member_->process.load(std::memory_order_relaxed) != ::getpid();
   }
 

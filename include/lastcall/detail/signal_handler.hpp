@@ -134,6 +134,7 @@ inline bool act_as_previous(int index, SignalLayer& layer, bool own, int number,
   if (layer_of(now) == index) {
     // Nobody else's handler is above: what is raised again comes straight back here.
     std::atomic<bool>& changing = signal_registry.changing;
+    // acquire and release: the lock's flag (lock_registry()). So relaxed is enough for the list under it.
     if (own && changing.exchange(true, std::memory_order_acquire)) {
       ::raise(number);
       return true;

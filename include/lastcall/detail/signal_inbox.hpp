@@ -226,6 +226,7 @@ class SignalInbox {
   void spill(const SignalRecord& record) noexcept {
     Spill& to = spills_[record.number];
     const std::uint32_t mine = record.exclusive ? any_exclusive : 0;
+    // relaxed: a guess for the exchange.
     std::uint32_t seen = to.state.load(std::memory_order_relaxed);
     for (;;) {
       const bool take_it = (seen & phase) == empty;
@@ -263,6 +264,8 @@ class SignalInbox {
     }
     for (int number = 1; number < signal_limit; ++number) {
       Spill& from = spills_[number];
+      // acquire: the record is whole. The exchange acquires what those did that merged into it, and
+      // releases the copying of the record to the next handler that fills it.
       if ((from.state.load(std::memory_order_acquire) & phase) != full) continue;
       SignalRecord record = from.record;
       const std::uint32_t state = from.state.exchange(empty, std::memory_order_acq_rel);

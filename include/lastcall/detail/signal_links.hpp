@@ -1,5 +1,6 @@
 // How traps come to be in the registry's lists and go from there, and what a fork makes of them.
-// All of it is called under the registry's lock.
+// All of it is called under the registry's lock: so relaxed, where nothing else is said, is for what only
+// who has it changes. `previous` is released, and acquired, because handlers read it without.
 #pragma once
 
 #include <lastcall/detail/signal_handler.hpp>
@@ -16,6 +17,8 @@ namespace lastcall::detail {
 
 /// Waits until no handler is left that can have seen what was unlinked before (I6).
 inline void wait_for_handlers() noexcept {
+  // seq_cst: the unlinking, the turning and the reading of zero stand in one order with what a handler does
+  // in hand_round(); the zero acquires what it released when it left.
   for (int round = 0; round < 2; ++round) {
     const unsigned side = signal_registry.epoch.fetch_add(1, std::memory_order_seq_cst) & 1U;
     for (int turn = 0; signal_registry.in_flight[side].load(std::memory_order_seq_cst) != 0;
@@ -71,11 +74,12 @@ inline void become_child() noexcept {
     for (int number = 1; number < signal_limit; ++number) {
       SignalLayer& at = all.layers[layer][number];
       if (!at.taken) continue;
-      at.head.store(nullptr, std::memory_order_seq_cst);
+      at.head.store(nullptr, std::memory_order_seq_cst);  // as every change of a list
       // Now, and not with the next signal: an ignored one must be ignored beyond an exec() too.
       leave_layer(layer, number);
     }
   }
+  // relaxed, as the next: no other thread is in this process, and a handler of this one comes later.
   all.in_flight[0].store(0, std::memory_order_relaxed);
   all.in_flight[1].store(0, std::memory_order_relaxed);
   int nowhere[2] = {-1, -1};

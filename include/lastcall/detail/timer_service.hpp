@@ -141,11 +141,13 @@ class TimerService {
   }
 
   void ring() noexcept {
+    // release: the thread that finds it rung sees what is in the wheel (it takes the lock, too).
     doorbell_.fetch_add(1, std::memory_order_release);
     futex_wake_one(&doorbell_);
   }
 
   void ensure_thread() {
+    // acquire, and release below: whoever finds the thread running may rely on the service it was given.
     if (running_.load(std::memory_order_acquire)) return;
     // Before the lock, which a fork() takes that somebody makes while the loader has its own.
     pin_module_of(reinterpret_cast<const void*>(&thread_main));
@@ -170,6 +172,7 @@ class TimerService {
 
   [[noreturn]] void run() noexcept {
     for (;;) {
+      // acquire: before the shards are looked at, so that a ring after that look ends the sleep at once.
       const std::uint32_t rung = doorbell_.load(std::memory_order_acquire);
       const std::uint64_t now = nanoseconds(Clock::now()) >> tick_bits;
       std::uint64_t next = TimerWheel::never;

@@ -50,7 +50,8 @@ inline detail::NamedMember* WaitGroup::list(std::string& name, SourceLocation wh
   return member;
 }
 
-// G9.
+// G9. relaxed: an entry publishes nothing, and as a read-modify-write it carries the releases of done() on; the
+// plain loads are guesses for the exchanges, or figures for a message.
 inline void WaitGroup::add(std::size_t n) {
   std::size_t before = added_.load(std::memory_order_relaxed);
   if (is_closed()) refuse("add(" + std::to_string(n) + ")");
