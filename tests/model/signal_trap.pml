@@ -8,7 +8,7 @@
  * for ever. For PART 2, where handlers retry instead of waiting, that all come to their end in a fair
  * schedule is the claim `ends`:
  *
- *   spin -DPART=2 -DLIVE -a signal_trap.pml && cc -O2 -DCOLLAPSE -o pan pan.c && ./pan -a -f -m200000
+ *   spin -DPART=2 -DLIVE -DSIGNALS=1 -a signal_trap.pml && cc -O2 -DCOLLAPSE -o pan pan.c && ./pan -a -f -m200000
  *
  * PART 1: the inbox (detail/signal_inbox.hpp). Handlers on three threads (-DMORE: four) post two numbers
  *   into a pipe for one record and its spills; the reader sleeps in poll(2) and takes one at a time, or
@@ -276,7 +276,9 @@ init {
 #define DFL 0
 #define FUNCTION 1
 #define OURS 2
+#ifndef SIGNALS
 #define SIGNALS 2
+#endif
 
 byte disposition;
 byte previous;
