@@ -174,6 +174,24 @@ TEST_CASE("an echo doesn't make the window longer: it counts from the last SIGIN
   CHECK(child.end().how == "exit 0");
 }
 
+TEST_CASE("with the longest repeat window the first SIGINT counts, and every other is an echo") {
+  ShutdownOptions options = long_grace();
+  options.repeat_window = std::chrono::milliseconds::max();
+  Child child = stubborn(options);
+  REQUIRE(child.prints("ready\n"));
+  child.send(SIGTERM);
+  REQUIRE(child.prints("task: cancelled\n"));
+  child.send(SIGINT);
+  REQUIRE(child.prints("task: aborted\n"));
+  for (int sent = 0; sent < 3; ++sent) {
+    pause_for(10ms);
+    child.send(SIGINT);
+  }
+  pause_for(50ms);
+  child.tell("x");
+  CHECK(child.end().how == "exit 0");
+}
+
 TEST_CASE("a second SIGINT aborts: abort_token() and every stage's token are cancelled") {
   ShutdownOptions options = long_grace();
   Child child = Child::run([&] {

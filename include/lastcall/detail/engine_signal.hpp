@@ -129,7 +129,8 @@ class EngineSignals {
     // Whoever asked may be in the middle of it, without the processor.
     if (!engine_.requested()) engine_.begin();
     if (info.number != SIGINT) return Verdict::repeated;
-    if (interrupted_ && info.received - last_interrupt_ < engine_.options.repeat_window) {
+    if (interrupted_ &&
+        info.received < time_after(last_interrupt_, engine_.options.repeat_window)) {
       return Verdict::echo;
     }
     note_interrupt(info);
