@@ -1,7 +1,7 @@
 // Random operations by many threads on a forest of cancellation nodes, checked against what the
 // contract promises about any interleaving.
 //
-//   cancellation_stress [--seconds N] [--seed S] [--threads T]     T = 0: from 2 to 16, at random
+//   cancellation_stress [--seconds N | --minutes N] [--seed S] [--threads T]     T = 0: from 2 to 16, at random
 //
 // The run is cut into epochs. In each, threads make, merge, share, cancel, wait on, poll and drop nodes
 // and callbacks, also from inside callbacks. At its end the threads are joined, every promise is checked
@@ -561,6 +561,8 @@ int main(int argc, char** argv) {
   run_seed = static_cast<std::uint64_t>(Clock::now().time_since_epoch().count());
   for (int i = 1; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--seconds") == 0) seconds = std::strtol(argv[i + 1], nullptr, 10);
+    if (std::strcmp(argv[i], "--minutes") == 0)
+      seconds = 60 * std::strtol(argv[i + 1], nullptr, 10);
     if (std::strcmp(argv[i], "--seed") == 0) run_seed = std::strtoull(argv[i + 1], nullptr, 10);
     if (std::strcmp(argv[i], "--threads") == 0) threads = std::atoi(argv[i + 1]);
   }

@@ -1,6 +1,6 @@
 // Random members, waiters and closers on groups that are destroyed the moment that a wait returns.
 //
-//   stress_wait_group_stress [--seconds N] [--seed N] [--threads N] [--without-membarrier]
+//   wait_group_stress [--seconds N | --minutes N] [--seed N] [--threads N] [--without-membarrier]
 //
 // What must hold, by the numbers at the head of wait_group.hpp:
 //   - a wait never returns true before a member that entered before it has left (G1, G2, G6, G7);
@@ -278,14 +278,17 @@ int main(int argc, char** argv) {
       }
     } else if (at + 1 < argc && option == "--seconds") {
       seconds = std::atol(argv[++at]);
+    } else if (at + 1 < argc && option == "--minutes") {
+      seconds = 60 * std::atol(argv[++at]);
     } else if (at + 1 < argc && option == "--seed") {
       seed = std::strtoull(argv[++at], nullptr, 0);
     } else if (at + 1 < argc && option == "--threads") {
       wanted = std::atoi(argv[++at]);
     } else {
-      std::fprintf(stderr,
-                   "usage: %s [--seconds N] [--seed N] [--threads N] [--without-membarrier]\n",
-                   argv[0]);
+      std::fprintf(
+          stderr,
+          "usage: %s [--seconds N | --minutes N] [--seed N] [--threads N] [--without-membarrier]\n",
+          argv[0]);
       return 2;
     }
   }
@@ -297,7 +300,7 @@ int main(int argc, char** argv) {
   long rounds = 0;
   long zeros = 0;
   do {
-    generation(wanted > 0 ? wanted : 2 + static_cast<int>(random.below(7)), random, end, rounds,
+    generation(wanted > 0 ? wanted : 2 + static_cast<int>(random.below(15)), random, end, rounds,
                zeros);
   } while (std::chrono::steady_clock::now() < end);
   auto* const sections = lastcall::detail::ThreadSections::instance();
