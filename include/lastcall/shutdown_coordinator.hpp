@@ -19,8 +19,9 @@
 // does not use is nobody's: the next one begins at once. When an abort moves the end closer, or stages
 // began late, those that are left share what there is in proportion to their budgets, so the last ones
 // always get their turn. A hook that comes after one that ate its stage's budget still gets a moment:
-// an eighth of what is left, 5 to 100 ms. Whatever the drain does, the signal thread ends the process
-// 20 ms after the end of the grace period.
+// an eighth of what is left, 5 to 100 ms. The last twentieth of the grace period, 200 ms at most, is for
+// naming those who are still in and for the flush. Whatever the drain does, the signal thread ends the
+// process 20 ms after the end of the grace period.
 #pragma once
 
 #include <lastcall/detail/engine.hpp>

@@ -96,6 +96,7 @@ void expect_named(const ShutdownReport& report, std::string_view name, std::stri
   expect(!straggler->thread_name.empty(), "the name of its thread", from);
   expect(contains(straggler->waiting_in, waiting_in),
          "where it waits, but " + straggler->waiting_in, from);
+  if (!support::under_sanitizer) expect(!straggler->stack.empty(), "its stack", from);
 #else
   static_cast<void>(waiting_in);
 #endif

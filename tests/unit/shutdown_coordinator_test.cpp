@@ -585,7 +585,10 @@ TEST_CASE("snapshot() says who is in now, and where: named guards, tasks, the un
   CHECK(of_task->thread_id == worker);  // its own thread, not its spawner's
   CHECK(of_task->thread_name == "a-task-whose-na");
   CHECK(contains(of_task->waiting_in, "futex"));
-  if (!support::under_sanitizer) CHECK_FALSE(of_task->stack.empty());
+  if (!support::under_sanitizer) {
+    CHECK_FALSE(of_task->stack.empty());
+    CHECK_FALSE(of_guard->stack.empty());  // this thread's own
+  }
 #endif
   const Straggler* const of_unnamed = support::find_straggler(all, "3 unnamed");
   REQUIRE(of_unnamed != nullptr);

@@ -366,6 +366,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     in_handler_.store(true, std::memory_order_seq_cst);
     if (!state_.quit.load(std::memory_order_seq_cst)) {
       const TaskScope scope(&state_, name);
+      const OpenToCapture open;  // and so are the threads that it makes
       error = thrown_by([&] { handler.run(info); });
     }
     in_handler_.store(false, std::memory_order_release);

@@ -386,6 +386,7 @@ class EngineDrain {
     {
       const UntilReturn unwound{*this, section};
       const TaskScope scope(&engine_, name);
+      const OpenToCapture open;
       body();
       unwound.returned = true;
     }

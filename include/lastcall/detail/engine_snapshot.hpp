@@ -76,7 +76,7 @@ inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budge
   const Clock::time_point until = Clock::now() + budget;
   std::vector<RawStack> stacks;
   for (const Straggler& straggler : stragglers) {
-    if (straggler.thread_id <= 0 || straggler.thread_id == current_thread_id()) continue;
+    if (straggler.thread_id <= 0) continue;
     stacks.emplace_back();
     stacks.back().thread_id = straggler.thread_id;
   }

@@ -489,11 +489,16 @@ struct EngineState final : StageHost {
   }
 
   /// The latest moment at which the drain still waits for somebody: a little before the end, so that
-  /// the report is written and the streams are flushed inside the grace period.
+  /// the report is written and the streams are flushed inside the grace period. On a machine that hung
+  /// spinners keep busy each thread needs some turns of the scheduler before it has shown its stack, so
+  /// it is a twentieth of the grace period, up to 200 ms; but over 50 ms only as far as that leaves those
+  /// still in three quarters of the abort margin.
   Clock::time_point wait_until() const noexcept {
     const Clock::time_point end = end_at.load();
     if (end == Clock::time_point::max()) return end;
-    return end - std::min<Clock::duration>(std::chrono::milliseconds(50), grace / 20);
+    constexpr Clock::duration least = std::chrono::milliseconds(50);
+    constexpr Clock::duration most = std::chrono::milliseconds(200);
+    return end - std::min({grace / 20, most, std::max(least, margin / 4)});
   }
 
   /// When a stage has to be through that begins now, or goes on now, and may still take `own`: after

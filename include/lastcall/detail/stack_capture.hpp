@@ -48,6 +48,7 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <link.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -76,8 +77,7 @@ struct RawStack {
 
 #if LASTCALL_HAS_STACKS
 
-/// The signals used, in the order tried. A thread that blocks all signals and wants its stack taken leaves
-/// these unblocked; they do nothing to it at any other time unless the program handles them.
+/// The signals used, in the order tried.
 inline constexpr std::array<int, 2> probe_signals = {SIGURG, SIGWINCH};
 
 // A slot's word: how often it was used, and in the two lowest bits what for.
@@ -237,12 +237,37 @@ class ProbeHandler {
   }
   int number() const noexcept { return number_; }  // 0: both are taken
 
- private:
   static bool is_unused(const struct sigaction& action) noexcept {
     return action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN;
   }
+
+ private:
   struct sigaction before_ {};
   int number_ = 0;
+};
+
+/// While it lives the calling thread shows its stack when it is asked for, though it blocks every other
+/// signal: for the library's own threads in user code, which may hang. A signal that the program handles
+/// stays blocked, since no handler of its is to run here.
+class OpenToCapture {
+ public:
+  OpenToCapture() noexcept {
+    sigset_t open;
+    sigemptyset(&open);
+    for (const int number : probe_signals) {
+      struct sigaction now {};
+      if (::sigaction(number, nullptr, &now) != 0) continue;
+      const bool ours = (now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_probe;
+      if (ours || ProbeHandler::is_unused(now)) sigaddset(&open, number);
+    }
+    ::pthread_sigmask(SIG_UNBLOCK, &open, &before_);
+  }
+  OpenToCapture(const OpenToCapture&) = delete;
+  OpenToCapture& operator=(const OpenToCapture&) = delete;
+  ~OpenToCapture() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
 };
 
 /// Whether the signal has been sent to the thread and waits there, blocked.
@@ -357,6 +382,13 @@ class StackCapture {
   std::size_t next_ = 0;
   std::size_t waiting_ = 0;
   std::array<Ask, ProbePool::size> asks_{};
+};
+
+#else
+
+class OpenToCapture {
+ public:
+  OpenToCapture() noexcept {}  // not trivial: a variable of it counts as used
 };
 
 #endif
