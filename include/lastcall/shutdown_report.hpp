@@ -101,6 +101,12 @@ constexpr std::string_view name_of(CauseKind kind) noexcept {
   return "unknown";
 }
 
+}  // namespace detail
+
+using detail::name_of;  // of an Outcome and of a CauseKind, too
+
+namespace detail {
+
 /// Where a straggler is, for the detail of its event: on the first line where it entered, how long ago,
 /// in which thread and what that waits in; then a line for each frame of its stack.
 std::string describe_straggler(const Straggler& straggler);

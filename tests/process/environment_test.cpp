@@ -146,7 +146,7 @@ TEST_CASE("process 1 with a hung worker is gone in time, which is named with wha
   CHECK(how == "exit 124");
   CHECK(contains(output, "held worker"));
 #if !defined(LASTCALL_PORTABLE)
-  CHECK(contains(output, "in pause"));
+  CHECK(contains(output, "pause"));
 #endif
 }
 
@@ -209,6 +209,30 @@ TEST_CASE("process 1 names a sender of its own namespace") {
   INFO(output);
   CHECK(how == "exit 0");
   CHECK(contains(output, "SIGTERM from pid "));
+}
+
+TEST_CASE("without /proc who hangs is named all the same, with place and age") {
+  const Ended ended = support::in_a_process([] {
+    if (::unshare(CLONE_NEWNS) != 0) support::leave(3);
+    ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+    if (::mount("nothing", "/proc", "tmpfs", MS_RDONLY, nullptr) != 0) support::leave(3);
+    ShutdownCoordinator lifetime(quick());
+    const lastcall::WaitGroup::Guard unnamed = lifetime.enter();
+    lifetime.spawn("held worker", [](CancellationToken token) {
+      token.wait();
+      for (;;) ::pause();
+    });
+    lifetime.request_shutdown();
+    lifetime.run();
+  });
+  if (ended.how == "exit 3") {
+    WARN("no mount namespace of one's own is to be had here");
+    return;
+  }
+  INFO(ended.err);
+  CHECK(ended.how == "exit 124");
+  CHECK(contains(ended.err, "service/held worker: entered at process/environment_test.cpp:"));
+  CHECK(contains(ended.err, "service/1 unnamed"));
 }
 
 TEST_CASE("under nohup SIGHUP stays ignored, and SIGTERM drains") {

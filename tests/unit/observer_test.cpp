@@ -2,6 +2,7 @@
 
 #include "../support/catch.hpp"
 #include "../support/json_check.hpp"
+#include "../support/screen.hpp"
 #include "../support/threads.hpp"
 
 #include <fcntl.h>
@@ -534,21 +535,25 @@ TEST_CASE("stderr_observer tells each event in one readable line with the time s
     tell(EventKind::task, EventResult::overran, "service", "worker-3", "read(7)\n#0 read\n#1 main",
          -1h, 12345678us);
     tell(EventKind::hook, EventResult::skipped, "service", "pool", "", 13s, 13s);
+    tell(EventKind::task, EventResult::begun, "service", "dumped", "read(7)\n#0 read\n#1 main", 13s,
+         13s);
   });
   const std::vector<std::string> lines = lines_of(text);
-  REQUIRE(lines.size() == 9);
+  REQUIRE(lines.size() == 10);
   CHECK(lines[0] == "lastcall:            signal SIGHUP: from pid 7 (bash)");
   CHECK(lines[1] == "lastcall:   0.000 s  announced: SIGTERM from pid 812 (kubelet)");
   CHECK(lines[2] == "lastcall:   0.500 s  stage service begun");
   CHECK(lines[3] == "lastcall:   0.501 s  hook service/close listener ok after 1.2 ms");
   CHECK(lines[4] == "lastcall:   6.000 s  hook service/flush failed after 5.40 s: disk full");
   CHECK(lines[5] == "lastcall:  12.346 s  task service/worker-3 overran after 60.2 min: read(7)");
-  CHECK(lines[6] == "lastcall:              #0 read");
-  CHECK(lines[7] == "lastcall:              #1 main");
-  CHECK(lines[8] == "lastcall:  13.000 s  hook service/pool skipped");
+  CHECK(lines[6] == "lastcall:  13.000 s  hook service/pool skipped");
+  // A straggler's stack is in the summary; a snapshot has no other place for one.
+  CHECK(lines[7] == "lastcall:  13.000 s  task service/dumped: read(7)");
+  CHECK(lines[8] == "lastcall:              #0 read");
+  CHECK(lines[9] == "lastcall:              #1 main");
 }
 
-TEST_CASE("stderr_observer ends with a bar for every stage and hook") {
+TEST_CASE("stderr_observer ends with a summary: a bar for every stage and hook, and who was in") {
   const std::string text = told([](Observer& observer) {
     const Clock::time_point request = Clock::now();
     const auto tell = [&](EventKind kind, EventResult result, std::string stage, std::string name,
@@ -568,9 +573,9 @@ TEST_CASE("stderr_observer ends with a bar for every stage and hook") {
     tell(EventKind::phase, EventResult::overran, "", "finished", 10s, 10s);
   });
   const std::vector<std::string> all = lines_of(text);
-  REQUIRE(all.size() == 16);
+  REQUIRE(all.size() == 19);
   const std::vector<std::string> lines(all.begin() + 10, all.end());
-  CHECK(contains(all[9], "finished"));
+  CHECK(all[9] == "lastcall: finished after 10.0 s");
   const auto bar = [&](std::size_t row) {
     const std::size_t from = lines[row].find('|');
     const std::size_t to = lines[row].rfind('|');
@@ -581,7 +586,10 @@ TEST_CASE("stderr_observer ends with a bar for every stage and hook") {
   CHECK(lines[2].rfind("lastcall:   storage ", 0) == 0);
   CHECK(lines[3].rfind("lastcall:     flush ", 0) == 0);
   CHECK(lines[4].rfind("lastcall:     vacuum ", 0) == 0);
-  CHECK(lines[5] == "lastcall:   still in: storage/flusher");
+  CHECK(lines[5] == "lastcall:   still in:");
+  CHECK(lines[6] == "lastcall:     storage/flusher");
+  CHECK(lines[7] == "lastcall:   failed:");
+  CHECK(lines[8] == "lastcall:     flush");
   const std::size_t width = bar(0).size();
   CHECK(width >= 20);
   const std::size_t half = width / 2;
@@ -595,7 +603,8 @@ TEST_CASE("stderr_observer ends with a bar for every stage and hook") {
   CHECK(contains(lines[2], "|    5.00 s  overran"));
   CHECK(contains(lines[3], "|    1.00 s  failed"));
   CHECK(contains(lines[4], "|    4.00 s  still in"));
-  for (const std::string& line : lines) CHECK(line.size() <= 80);
+  // The 80 columns of to_text() and the prefix.
+  for (const std::string& line : lines) CHECK(line.size() <= 90);
 }
 
 TEST_CASE("Names cannot forge lines or control the terminal") {
@@ -681,9 +690,10 @@ TEST_CASE("On a terminal a live line counts down who is left, and makes way for 
   observer->on_status(four_left);
   CHECK(terminal.screen() ==
         "\r\x1b[Klastcall:   3.200 s  service: 4 in flight, 22 s left: worker-1, worker-2, "
-        "flusher, ...");
+        "flusher, ...\x1b[999C ");
   observer->on_status({4200ms, 20800ms, 1, {"fl\nusher"}, ""});
-  CHECK(terminal.screen() == "\r\x1b[Klastcall:   4.200 s  1 in flight, 21 s left: fl\\nusher");
+  CHECK(terminal.screen() ==
+        "\r\x1b[Klastcall:   4.200 s  1 in flight, 21 s left: fl\\nusher\x1b[999C ");
   observer->on_event(event(EventKind::stage, EventResult::ok, "", "service"));
   CHECK(terminal.screen() == "\r\x1b[Klastcall:            stage service ok\n");
   observer->on_event(event(EventKind::stage, EventResult::ok, "", "storage"));
@@ -695,9 +705,32 @@ TEST_CASE("The live line never wraps") {
   const Variable term("TERM", "xterm");
   const auto observer = people_observer(terminal.slave);
   observer->on_status(four_left);
-  const std::string line = terminal.screen().substr(4);
+  const std::string line = support::drawn(terminal.screen(), 60)[0];
   CHECK(line.size() == 59);
   CHECK(line.substr(line.size() - 3) == "...");
+}
+
+TEST_CASE("What another thread prints has a line of its own, beside the live line") {
+  const Terminal terminal(60);
+  const Variable term("TERM", "xterm");
+  const Variable no_colour("NO_COLOR", "1");
+  const auto observer = people_observer(terminal.slave);
+  const auto print = [&](std::string_view text) {
+    CHECK(::write(terminal.slave, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+  };
+  print("ready\n");
+  observer->on_status({1s, 3s, 1, {"worker"}, "service"});
+  observer->on_status({2s, 2s, 1, {"worker"}, "service"});
+  print("printed meanwhile\n");
+  print("and once more\n");
+  observer->on_status({3s, 1s, 1, {"worker"}, "service"});
+  observer->on_event(event(EventKind::stage, EventResult::ok, "", "service"));
+  print("the last one\n");
+  CHECK(support::drawn(terminal.screen(), 60) ==
+        std::vector<std::string>{"ready",
+                                 "lastcall:   2.000 s  service: 1 in flight, 2 s left: worker",
+                                 "printed meanwhile", "and once more",
+                                 "lastcall:            stage service ok", "the last one"});
 }
 
 TEST_CASE("Without a terminal there is no live line") {

@@ -419,6 +419,14 @@ TEST_CASE("to_trace() has a lane for the phases, one a stage with its hooks, and
   CHECK(names.size() == trace.lanes.size());
 }
 
+TEST_CASE("to_trace() colours what overran or failed, in Chrome's words") {
+  const Trace trace(bad_night());
+  CHECK(trace.span("service")["cname"].text == "bad");
+  CHECK(trace.span("flush")["cname"].text == "terrible");
+  CHECK(trace.span("importer")["cname"].text == "terrible");
+  CHECK(trace.span("storage")["cname"].is(Json::Type::null));
+}
+
 TEST_CASE("to_trace() gives microseconds since the request") {
   const Trace trace(bad_night());
   const auto at = [&](std::string_view name) { return Trace::times(trace.span(name)); };

@@ -723,25 +723,8 @@ class EngineDrain {
 
   void add_straggler(const Straggler& straggler, EventResult result) {
     const Clock::time_point now = Clock::now();
-    note(EventKind::task, result, straggler.stage, straggler.name, straggler_words(straggler),
+    note(EventKind::task, result, straggler.stage, straggler.name, describe_straggler(straggler),
          now - straggler.age, result == EventResult::begun ? now - straggler.age : now);
-  }
-
-  static std::string straggler_words(const Straggler& straggler) {
-    std::string words;
-    if (!straggler.waiting_in.empty()) words += "in " + straggler.waiting_in;
-    if (straggler.thread_id > 0) {
-      if (!words.empty()) words += ", ";
-      words += "thread " + std::to_string(straggler.thread_id);
-      if (!straggler.thread_name.empty()) words += " (" + straggler.thread_name + ")";
-    }
-    if (straggler.where.line() != 0) {
-      if (!words.empty()) words += ", ";
-      words += std::string("entered at ") + straggler.where.file_name() + ":" +
-               std::to_string(straggler.where.line());
-    }
-    for (const std::string& frame : straggler.stack) words += "\n" + frame;
-    return words;
   }
 
   // ---- the end ------------------------------------------------------------------------------------

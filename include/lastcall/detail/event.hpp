@@ -61,6 +61,13 @@ constexpr std::string_view name_of(EventResult result) noexcept {
   return "unknown";
 }
 
+}  // namespace detail
+
+/// The enumerators' names, as they are in JSON: "hook", "overran".
+using detail::name_of;
+
+namespace detail {
+
 /// The stage that a stage's event is about, or that any other event belongs to.
 inline std::string_view stage_of(const Event& event) noexcept {
   return event.kind == EventKind::stage ? event.name : event.stage;

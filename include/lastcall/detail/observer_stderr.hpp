@@ -2,10 +2,10 @@
 // the end.
 #pragma once
 
-#include <lastcall/detail/bars.hpp>
 #include <lastcall/detail/config.hpp>
 #include <lastcall/detail/event.hpp>
 #include <lastcall/detail/line_writer.hpp>
+#include <lastcall/detail/summary.hpp>
 #include <lastcall/detail/text.hpp>
 #include <lastcall/observer.hpp>
 
@@ -86,12 +86,13 @@ class StderrObserver final : public Observer {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!request_ && event.kind == EventKind::phase) request_ = event.begin;
     std::string out = clear_line();
-    append_event(out, event);
-    if (request_) keep_for_summary(event);
     if (event.kind == EventKind::phase && event.name == "finished") {
       append_summary(out, event);
+      summary_ = {};
       story_.clear();
-      stuck_.clear();
+    } else {
+      append_event(out, event);
+      if (request_) keep_for_summary(event);
     }
     writer_.write(out);
   }
@@ -122,7 +123,10 @@ class StderrObserver final : public Observer {
     }
     if (status.in_flight > status.names.size() && !status.names.empty()) line += ", ...";
     cut_to_columns(line, columns() - 1);
-    writer_.draw("\r\x1b[K" + line);
+    // A blank in the last column, whichever that is: a terminal goes on to the next line only with the
+    // letter after it. So what somebody else prints now has a line of its own, and ours comes back to
+    // its beginning with a \r.
+    writer_.draw("\r\x1b[K" + line + "\x1b[999C ");
     drawn_ = true;
   }
 
@@ -161,6 +165,7 @@ class StderrObserver final : public Observer {
     line += "  ";
     line += describe_event(event, palette_);
     finish_line(out, std::move(line));
+    if (is_straggler(event)) return;  // its stack is in the summary, which comes in a moment
     std::string_view rest = event.detail;
     for (std::size_t at = rest.find('\n'); at != std::string_view::npos; at = rest.find('\n')) {
       rest.remove_prefix(at + 1);
@@ -188,38 +193,43 @@ class StderrObserver final : public Observer {
     return last.valid && start + last.length == line.size();
   }
 
+  // Who was still in when time was up, hooks too. (A hook's own event says when it was abandoned.)
+  static bool is_straggler(const Event& event) noexcept {
+    return event.kind == EventKind::task && event.result == EventResult::overran;
+  }
+
   void keep_for_summary(const Event& event) {
     if (event.kind == EventKind::stage || event.kind == EventKind::hook) {
       story_.push_back(event);
       story_.back().detail.resize(headline_of(event).size());
     }
-    const bool somebody = event.kind == EventKind::task || event.kind == EventKind::hook;
-    if (somebody && event.result == EventResult::overran) {
-      std::string who;
-      if (!event.stage.empty()) append_printable(who, event.stage + "/");
-      append_printable(who, event.name);
-      stuck_.push_back(std::move(who));
+    if (event.kind == EventKind::phase && event.name == "announced") summary_.why = event.detail;
+    const bool is_call = event.kind == EventKind::task || event.kind == EventKind::hook;
+    // A failure of no stage is a reload's: written down, but no reason to have failed.
+    if (is_call && event.result == EventResult::failed && !event.stage.empty()) {
+      std::string words;
+      append_printable(words, event.detail);
+      summary_.failed.push_back({event.name, std::move(words)});
+    }
+    if (is_straggler(event)) {
+      summary_.still_in.push_back(
+          {event.stage.empty() ? event.name : event.stage + "/" + event.name, event.detail});
     }
   }
 
-  void append_summary(std::string& out, const Event& finished) const {
-    BarChart chart;
-    chart.request = *request_;
-    chart.end = finished.end;
-    chart.columns = columns();
-    const std::string prefix = std::string(line_prefix) + "  ";
-    chart.prefix = prefix;
-    chart.palette = palette_;
-    chart.append_to(out, story_);
-    if (stuck_.empty()) return;
-    std::string line = prefix + "still in: ";
-    const char* separator = "";
-    for (const std::string& who : stuck_) {
-      line += std::exchange(separator, ", ");
-      line += who;
-      if (line.size() > atomic_write) break;
+  void append_summary(std::string& out, const Event& finished) {
+    summary_.how = finished.detail;
+    summary_.request = *request_;
+    summary_.elapsed = span_between(*request_, finished.end);
+    std::string text;
+    // In a log: to_text(), line by line.
+    const std::size_t width = terminal_ ? columns() : 80 + line_prefix.size();
+    summary_.append_to(text, story_, width, line_prefix, palette_);
+    for (std::string_view rest = text; !rest.empty();) {
+      const std::size_t size = rest.find('\n');
+      finish_line(out, std::string(rest.substr(0, size)));
+      rest.remove_prefix(size + 1);
     }
-    finish_line(out, std::move(line));
   }
 
   mutable std::mutex mutex_;
@@ -228,8 +238,8 @@ class StderrObserver final : public Observer {
   Palette palette_;
   bool drawn_ = false;  // a live line is on the screen
   std::optional<Clock::time_point> request_;
-  std::vector<Event> story_;        // stages and hooks since the request
-  std::vector<std::string> stuck_;  // tasks and hooks that overran
+  std::vector<Event> story_;  // stages and hooks since the request
+  Summary summary_;           // so far
 };
 
 }  // namespace lastcall::detail

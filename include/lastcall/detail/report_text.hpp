@@ -1,12 +1,12 @@
 // ShutdownReport::to_text(), and a straggler in words.
 #pragma once
 
-#include <lastcall/detail/bars.hpp>
+#include <lastcall/detail/summary.hpp>
 #include <lastcall/detail/text.hpp>
 #include <lastcall/shutdown_report.hpp>
 
 #include <string>
-#include <string_view>
+#include <utility>
 
 namespace lastcall::detail {
 
@@ -54,39 +54,23 @@ inline std::string describe_failure(const Failure& failure) {
 }
 
 inline std::string report_text(const ShutdownReport& report) {
-  std::string out = "finished after " + readable(report.elapsed) + ": " +
-                    describe_outcome(report.outcome, report.exit_code);
-  if (report.cause) {
-    out += " (";
-    append_printable(out, report.cause.message());
-    out += ')';
-  }
-  out += '\n';
-  BarChart chart;
-  chart.request = request_time(report.events);
-  chart.end = moved_by(chart.request, report.elapsed);
-  chart.append_to(out, report.events);
-  if (!report.stragglers.empty()) out += "  still in:\n";
+  Summary summary;
+  summary.how = describe_outcome(report.outcome, report.exit_code);
+  if (report.cause) summary.why = report.cause.message();
+  summary.request = request_time(report.events);
+  summary.elapsed = report.elapsed;
   for (const Straggler& straggler : report.stragglers) {
-    out += "    ";
-    append_printable(out, straggler.stage.empty() ? "" : straggler.stage + "/");
-    append_printable(out, straggler.name);
-    const std::string where = describe_straggler(straggler);
-    if (!where.empty() && where.front() != '\n') out += ": ";
-    for (const char letter : where) {
-      out += letter;
-      if (letter == '\n') out += "      ";  // a frame
-    }
-    out += '\n';
+    summary.still_in.push_back(
+        {straggler.stage.empty() ? straggler.name : straggler.stage + "/" + straggler.name,
+         describe_straggler(straggler)});
   }
-  if (!report.failures.empty()) out += "  failed:\n";
   for (const Failure& failure : report.failures) {
-    out += "    ";
-    append_printable(out, failure.task);
-    out += ": ";
-    append_printable(out, describe_failure(failure));
-    out += '\n';
+    std::string words;
+    append_printable(words, describe_failure(failure));  // what() may have several lines: not here
+    summary.failed.push_back({failure.task, std::move(words)});
   }
+  std::string out;
+  summary.append_to(out, report.events);
   return out;
 }
 

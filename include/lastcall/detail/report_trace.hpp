@@ -99,6 +99,9 @@ class TraceBuilder {
     begin_record("X", span.name, lane);
     json_.member("cat", span.category).key("ts").microseconds(begin);
     json_.key("dur").microseconds(end - begin);
+    // Chrome's names of colours; Perfetto has its own.
+    if (span.result == name_of(EventResult::overran)) json_.member("cname", "bad");
+    if (span.result == name_of(EventResult::failed)) json_.member("cname", "terrible");
     json_.key("args").begin_object();
     if (!span.result.empty()) json_.member("result", span.result);
     if (!span.stage.empty()) json_.member("stage", span.stage);

@@ -476,6 +476,8 @@ inline std::string symbolise(const void* address, bool innermost) {
   char* const readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
   std::string out = status == 0 && readable != nullptr ? readable : info.dli_sname;
   std::free(readable);
+  constexpr std::size_t most = 120;  // of a template's name all but the beginning is noise
+  if (out.size() > most) out.replace(most - 3, std::string::npos, "...");
   BoundedText offset(buffer, sizeof buffer);
   offset.add('+').add_hex(reinterpret_cast<std::uintptr_t>(address) -
                           reinterpret_cast<std::uintptr_t>(info.dli_saddr));

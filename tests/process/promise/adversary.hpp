@@ -129,6 +129,8 @@ void write_out(int fd, std::string_view text) noexcept;
 
 /// From now on every call of the allocator by any thread hangs, as if a thread hung in it with its lock.
 void hold_allocator() noexcept;
+/// The same in the calling thread alone, without the lock.
+void hold_allocator_here() noexcept;
 /// From now on operator new throws.
 void exhaust_operator_new() noexcept;
 /// From now on the wall clock is off by that much.

@@ -22,12 +22,14 @@ namespace promise {
 namespace {
 
 std::atomic<bool> allocator_held{false};
+thread_local constinit bool held_here = false;
 std::atomic<bool> new_throws{false};
 std::atomic<std::int64_t> wall_clock_off{0};
 
 }  // namespace
 
 void hold_allocator() noexcept { allocator_held.store(true); }
+void hold_allocator_here() noexcept { held_here = true; }
 void exhaust_operator_new() noexcept { new_throws.store(true); }
 void step_wall_clock(std::chrono::seconds by) noexcept { wall_clock_off.store(by.count()); }
 
@@ -45,7 +47,7 @@ void* __libc_memalign(std::size_t alignment, std::size_t size);
 void __libc_free(void* block);
 
 static void enter_allocator() {
-  while (promise::allocator_held.load(std::memory_order_relaxed)) ::pause();
+  while (promise::held_here || promise::allocator_held.load(std::memory_order_relaxed)) ::pause();
 }
 
 void* malloc(std::size_t size) {

@@ -171,6 +171,18 @@ void allocator_held_by_worker(Stand& stand) {
   lifetime.run();
 }
 
+// Without its lock: so there is a report, in which it stands with all the others.
+void held_in_allocator(Stand& stand) {
+  ShutdownCoordinator lifetime(stand.options());
+  lifetime.spawn("held worker", [&stand](CancellationToken) {
+    stand.ready();
+    hold_allocator_here();
+    allocate();
+  });
+  lifetime.spawn("other worker", [](CancellationToken) { hang(); });
+  lifetime.run();
+}
+
 void allocator_held_by_hook(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
   lifetime.on_stop("held hook", [] {
@@ -309,7 +321,16 @@ void add_locks(std::vector<Adversary>& all) {
     adversary.needs.plain_build = true;
     return adversary;
   };
-  plain(add("malloc held by a worker", "exit 124", {"held worker"}, allocator_held_by_worker));
+  // With no memory for a report it is last words that name whoever is in.
+  plain(add("malloc held by a worker", "exit 124",
+            {"'held worker' of stage 'service' (", "locks.cpp:", ", thread "},
+            allocator_held_by_worker));
+  Adversary& alone =
+      plain(add("malloc never returns to one", "exit 124",
+                {"held worker: entered at", "other worker: entered at"}, held_in_allocator));
+#if LASTCALL_HAS_STACKS && defined(__GLIBC__)
+  alone.says.insert(alone.says.end(), {"pause", " malloc+0x", " promise::hang()+0x"});
+#endif
   plain(add("malloc held by a hook", "exit 124", {"held hook"}, allocator_held_by_hook));
   plain(add("malloc held by a stranger", "exit 124", {}, allocator_held_by_stranger));
   Adversary& wishes =

@@ -80,6 +80,21 @@ void memory_gone(Stand& stand) {
   all.lifetime.run();
 }
 
+// In the very moment of the request, by who makes it.
+void memory_gone_at_request(Stand& stand) {
+  Everything all(stand.options());
+  add_eaters(all.lifetime);
+  all.lifetime.spawn("asking worker", [&](CancellationToken) {
+    stand.ready();
+    std::this_thread::sleep_for(40ms);
+    take_all_memory();
+    take_the_heap();
+    stand.requested();
+    all.lifetime.request_shutdown();
+  });
+  all.lifetime.run();
+}
+
 void memory_gone_and_worker_held(Stand& stand) {
   Everything all(stand.options());
   all.lifetime.spawn("held worker", [](CancellationToken) { hang(); });
@@ -158,6 +173,8 @@ void add_memory(std::vector<Adversary>& all) {
   };
   const std::vector<std::string> steps = {"callback\n", "stop\n", "drained\n", "second drained\n"};
   add("memory gone", "exit 0", steps, memory_gone, Bound::at_once);
+  add("memory gone with the request", "exit 0", steps, memory_gone_at_request, Bound::at_once)
+      .provoke = [](Target&) {};
   add("memory gone, all throw", "exit 1", steps, memory_gone_and_everybody_throws, Bound::at_once);
   add("memory gone, worker and hook held", "exit 124", {"held worker", "held hook"},
       memory_gone_and_worker_held, Bound::grace);

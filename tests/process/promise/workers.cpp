@@ -1,6 +1,8 @@
 // Workers that don't come back, each held by something else.
 #include "adversary.hpp"
 
+#include <lastcall/detail/stack_capture.hpp>
+
 #include <arpa/inet.h>
 #include <linux/futex.h>
 #include <netinet/in.h>
@@ -238,17 +240,24 @@ void add_workers(std::vector<Adversary>& all) {
 #else
   const auto in = [](const char* what) { return what; };
 #endif
-  held("worker in read()", in_read, in("in read("));
-  held("worker in accept()", in_accept, in("in accept"));
-  held("worker in futex()", in_futex, in("in futex"));
-  held("worker in pthread_mutex_lock()", on_mutex, in("in futex"));
-  held("worker in a spin", in_a_spin, in("in running"));
-  held("worker in sleep(1e6)", in_sleep, in("in clock_nanosleep"));
-  held("worker in vfork()", in_vfork, in("in "));
+  held("worker in read()", in_read, in("read("));
+  held("worker in accept()", in_accept, in("accept"));
+  held("worker in futex()", in_futex, in("futex"));
+  held("worker in pthread_mutex_lock()", on_mutex, in("futex"));
+  held("worker in a spin", in_a_spin, in("running"));
+#if LASTCALL_HAS_STACKS
+  if (!sanitized) all.back().says.emplace_back(" promise::spin()+0x");
+#endif
+  held("worker in sleep(1e6)", in_sleep, in("clock_nanosleep"));
+#if defined(LASTCALL_TSAN)
+  held("worker in vfork()", in_vfork, nullptr);  // which it turns into fork()
+#else
+  held("worker in vfork()", in_vfork, in("vfork"));
+#endif
   held("worker stopped by ptrace", stopped_by_tracer, in("stopped by a debugger"));
-  held("worker waits for a forked child", forks_a_child_that_stays, in("in wait4"));
+  held("worker waits for a forked child", forks_a_child_that_stays, in("wait4"));
   held("worker forks all the time", forks_all_the_time, nullptr);
-  held("workers, 8, in a spin", spinners, in("in running"));
+  held("workers, 8, in a spin", spinners, in("running"));
   held("workers, 2000, held", many, nullptr);
   leaves("workers, 2000, that leave", many_that_leave);
   all.back().bound = Bound::grace;
