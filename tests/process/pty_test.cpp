@@ -2,6 +2,7 @@
 // group; and terminals that don't take what is written to them.
 #include "support/catch.hpp"
 #include "support/process.hpp"
+#include "support/screen.hpp"
 
 #include <lastcall/lastcall.hpp>
 
@@ -243,6 +244,54 @@ TEST_CASE(
   CHECK(terminal.end() == "exit 0");
   INFO(terminal.screen());
   CHECK(terminal.screen().find("abort") == std::string::npos);
+}
+
+TEST_CASE("each second one live line counts down, and tears nothing that others print") {
+  Terminal terminal([] {
+    ::setenv("TERM", "xterm", 1);
+    ShutdownOptions options;
+    options.grace_period = 3s;
+    options.abort_margin = 200ms;
+    ShutdownCoordinator lifetime(std::move(options));
+    lifetime.spawn("held worker", [](CancellationToken) {
+      for (;;) ::pause();
+    });
+    for (const char* const name : {"printer", "writer"}) {
+      lifetime.spawn(name, [name](CancellationToken token) {
+        token.wait();
+        for (int line = 100; line < 150; ++line) {
+          support::say("line " + std::to_string(line) + " of the " + name + "\n");
+          std::this_thread::sleep_for(50ms);
+        }
+      });
+    }
+    support::say("service is up\n");
+    lifetime.run();
+  });
+  REQUIRE(terminal.shows("service is up"));
+  ::kill(terminal.process(), SIGTERM);
+  CHECK(terminal.end() == "exit 124");
+  const std::vector<std::string> lines = support::drawn(terminal.screen(), 80);
+  std::string all;
+  for (const std::string& line : lines) all += line + "\n";
+  INFO(all);
+  const auto count = [&](std::string_view wanted) {
+    return std::count(lines.begin(), lines.end(), wanted);
+  };
+  for (int line = 100; line < 150; ++line) {
+    for (const char* const name : {"printer", "writer"}) {
+      CHECK(count("line " + std::to_string(line) + " of the " + name) == 1);
+    }
+  }
+  std::size_t live = 0;
+  for (const std::string& line : lines) {
+    if (line.find(" in flight, ") == std::string::npos) continue;
+    ++live;
+    CHECK(line.rfind("lastcall: ", 0) == 0);
+    CHECK(line.find(" s left: held worker") != std::string::npos);
+  }
+  CHECK(live >= 1);
+  CHECK(live <= 4);
 }
 
 TEST_CASE("a terminal that was stopped by Ctrl-S holds nobody up beyond the grace period") {
