@@ -121,6 +121,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         }
         require(text.substr(0, 4) == "\r\x1b[K", "a countdown that doesn't begin its line anew");
         text.erase(0, 4);
+        // To the last column, so that what others print has a line of its own.
+        const std::string_view end = "\x1b[999C ";
+        require(text.size() >= end.size() && text.substr(text.size() - end.size()) == end,
+                "a countdown with no way to the end of its line");
+        text.resize(text.size() - end.size());
         fuzz::require_harmless(text);
         require(lastcall::detail::columns_of(text) < 80,
                 "a countdown that is too long for its line");

@@ -37,9 +37,10 @@ using support::hang;
 using support::in_a_process;
 using support::quiet;
 
+// The last fifth of a second is for the report.
 ShutdownOptions short_of_time() {
-  ShutdownOptions options = quiet(support::under_sanitizer ? 4000ms : 1000ms);
-  options.abort_margin = 200ms;
+  ShutdownOptions options = quiet(4000ms);
+  options.abort_margin = 1000ms;
   return options;
 }
 
@@ -91,9 +92,7 @@ TEST_CASE("stderr_observer's summary is the report's to_text(), line by line") {
 
 TEST_CASE("a straggler is all there: name, stage, place, age, thread, what it waits in, stack") {
   const Ended ended = in_a_process([] {
-    ShutdownOptions options = quiet(4000ms);  // a fifth of a second for the report
-    options.abort_margin = 1000ms;
-    ShutdownCoordinator coordinator(options);
+    ShutdownCoordinator coordinator(short_of_time());
     lastcall::Stage& storage = coordinator.stage("storage", 200ms);
     int ends[2];
     if (::pipe(ends) != 0) return 1;
@@ -176,9 +175,7 @@ TEST_CASE("stacks are taken in time also where hung spinners and others take the
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (static std::atomic<unsigned> turn{0};;) ++turn;
       }
-      ShutdownOptions options = quiet(4000ms);
-      options.abort_margin = 1000ms;
-      ShutdownCoordinator coordinator(options);
+      ShutdownCoordinator coordinator(short_of_time());
       for (const char* const name : {"first", "second"}) {
         coordinator.spawn(name, [] {
           for (static std::atomic<unsigned> turn{0};;) ++turn;

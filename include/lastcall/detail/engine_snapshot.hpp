@@ -71,9 +71,9 @@ inline std::vector<Straggler> who_is_in(const EngineState& engine,
   return all;
 }
 
-/// Adds the stacks, as far as they can be had within `budget`. May throw std::bad_alloc.
+/// Adds the stacks that can be had within `budget`; half as much again is for the names of functions, and
+/// the frames that come after it are module+offset. May throw std::bad_alloc.
 inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budget) {
-  const Clock::time_point until = Clock::now() + budget;
   std::vector<RawStack> stacks;
   for (const Straggler& straggler : stragglers) {
     if (straggler.thread_id <= 0) continue;
@@ -81,11 +81,13 @@ inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budge
     stacks.back().thread_id = straggler.thread_id;
   }
   capture_stacks(std::span<RawStack>(stacks), budget);
+  // Names take the dynamic loader's lock, and time. One thread that doesn't answer may have taken all of
+  // the budget, for no fault of the others.
+  const Clock::time_point until = Clock::now() + budget / 2;
   for (Straggler& straggler : stragglers) {
     for (const RawStack& stack : stacks) {
-      // Naming frames takes the dynamic loader's lock and time: past the budget the rest go without.
-      if (stack.thread_id != straggler.thread_id || Clock::now() >= until) continue;
-      straggler.stack = symbolise(stack);
+      if (stack.thread_id != straggler.thread_id) continue;
+      straggler.stack = Clock::now() < until ? symbolise(stack) : describe_frames(stack);
       break;
     }
   }

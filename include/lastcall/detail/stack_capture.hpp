@@ -488,6 +488,17 @@ inline std::string symbolise(const void* address, bool innermost) {
 #endif
 }
 
+/// All frames as describe_frame() has them.
+inline std::vector<std::string> describe_frames(const RawStack& stack) {
+  std::vector<std::string> out;
+  out.reserve(stack.depth);
+  char buffer[256];
+  for (std::size_t at = 0; at < stack.depth; ++at) {
+    out.emplace_back(buffer, describe_frame(stack.frames[at], at == 0, buffer, sizeof buffer));
+  }
+  return out;
+}
+
 inline std::vector<std::string> symbolise(const RawStack& stack) {
   std::vector<std::string> out;
   out.reserve(stack.depth);
