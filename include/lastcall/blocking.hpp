@@ -16,7 +16,6 @@
 #include <sys/socket.h>
 
 #include <cerrno>
-#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <optional>

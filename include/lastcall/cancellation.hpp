@@ -49,7 +49,6 @@
 #include <span>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace lastcall {
 
@@ -181,13 +180,13 @@ class CancellationSource {
 
   /// Cancelled with the first of them, with its cause. Of none, or of empty tokens: a root.
   static CancellationSource any_of(std::span<const CancellationToken> parents) {
-    std::vector<detail::Node*> nodes;
-    nodes.reserve(parents.size());
+    const detail::Owned<detail::Node*[]> nodes(new detail::Node*[parents.size()]);
+    std::size_t count = 0;
     for (const CancellationToken& parent : parents) {
-      if (detail::Node* const node = detail::TreeAccess::peek(parent)) nodes.push_back(node);
+      if (detail::Node* const node = detail::TreeAccess::peek(parent)) nodes[count++] = node;
     }
-    return CancellationSource(nodes.empty() ? detail::make_root()
-                                            : detail::make_join(nodes.data(), nodes.size()));
+    return CancellationSource(count == 0 ? detail::make_root()
+                                         : detail::make_join(nodes.get(), count));
   }
   static CancellationSource any_of(std::initializer_list<CancellationToken> parents) {
     return any_of(std::span<const CancellationToken>(parents.begin(), parents.size()));

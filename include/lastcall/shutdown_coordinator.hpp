@@ -24,6 +24,7 @@
 // process 20 ms after the end of the grace period.
 #pragma once
 
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/engine.hpp>
 #include <lastcall/detail/shutdown_options.hpp>
 #include <lastcall/observer.hpp>
@@ -33,7 +34,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>

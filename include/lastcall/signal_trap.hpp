@@ -70,7 +70,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <csignal>
 #include <initializer_list>
 #include <mutex>

@@ -7,11 +7,11 @@
 #pragma once
 
 #include <lastcall/cancellation.hpp>
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/task_core.hpp>
 #include <lastcall/wait_group.hpp>
 
 #include <atomic>
-#include <chrono>
 #include <deque>
 #include <functional>
 #include <mutex>

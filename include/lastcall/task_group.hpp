@@ -10,12 +10,12 @@
 #pragma once
 
 #include <lastcall/cancellation.hpp>
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/failure.hpp>  // Failure
 #include <lastcall/detail/source_location.hpp>
 #include <lastcall/detail/task_core.hpp>
 #include <lastcall/wait_group.hpp>
 
-#include <chrono>
 #include <exception>
 #include <string>
 #include <utility>

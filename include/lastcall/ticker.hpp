@@ -8,7 +8,6 @@
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/throw.hpp>
 
-#include <chrono>
 #include <string>
 
 namespace lastcall {

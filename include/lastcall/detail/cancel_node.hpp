@@ -9,13 +9,13 @@
 #pragma once
 
 #include <lastcall/cause.hpp>
+#include <lastcall/detail/owned.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/spin_bit.hpp>
 #include <lastcall/detail/timer_service.hpp>
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <optional>
 
 namespace lastcall::detail {
@@ -62,9 +62,9 @@ struct alignas(128) ShardLane : Lane {
 // What only some nodes need: made on first use, freed with the node.
 struct Extension {
   static constexpr unsigned shard_count = 8;
-  std::unique_ptr<ShardLane[]> shards;  // made once, before sharded_flag is set
-  std::unique_ptr<PollableFlag> flag;   // of CancellationToken::fd()
-  Node* next_work = nullptr;            // see Node::extra
+  Owned<ShardLane[]> shards;  // made once, before sharded_flag is set
+  Owned<PollableFlag> flag;   // of CancellationToken::fd()
+  Node* next_work = nullptr;  // see Node::extra
 };
 
 struct Node : Link, Lane {
@@ -99,7 +99,7 @@ struct JoinNode : Node {
   JoinLink* entered = nullptr;  // by which link a canceller came down; guarded by the node's lock
   std::size_t unsettled = 0;    // while dying: orphans still to be let go
   std::size_t count = 0;
-  std::unique_ptr<JoinLink[]> links;
+  Owned<JoinLink[]> links;
 };
 
 // A callback, or (invoke == nullptr) a blocked waiter.

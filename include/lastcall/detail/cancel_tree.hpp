@@ -4,9 +4,7 @@
 
 #include <lastcall/detail/cancel_node.hpp>
 
-#include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <new>
 #include <utility>
 
@@ -119,11 +117,11 @@ inline Extension* set_extension(Node* node, Extension* made) noexcept {
 // for it is no error: it stays as it is, and tries again later.
 inline void grow_shards(Node* node) noexcept {
   auto* const shards = new (std::nothrow) ShardLane[Extension::shard_count];
-  std::unique_ptr<ShardLane[]> keep(shards);
-  std::unique_ptr<Extension> spare(shards == nullptr ? nullptr : new (std::nothrow) Extension);
+  Owned<ShardLane[]> keep(shards);
+  Owned<Extension> spare(shards == nullptr ? nullptr : new (std::nothrow) Extension);
   std::uint32_t state = lock_bit(node->state);
   state &= (1U << strikes_shift) - 1;
-  if (spare != nullptr && (state & (cancelled_flag | sharded_flag)) == 0) {
+  if (spare && (state & (cancelled_flag | sharded_flag)) == 0) {
     for (unsigned i = 0; i < Extension::shard_count; ++i) {
       shards[i].owner = node;
       shards[i].state.store(shard_flag, std::memory_order_relaxed);
@@ -526,7 +524,7 @@ class Marking {
       }
     }
     const Extension* const extension = extension_of(node);
-    if (has_callbacks(node) || (extension != nullptr && extension->flag != nullptr)) {
+    if (has_callbacks(node) || (extension != nullptr && extension->flag)) {
       work_.push(node);
     }
     unlock_node(node, cancelled_flag);
@@ -644,11 +642,11 @@ inline Node* make_child(Node* parent) {
 /// is needed and can't be started.
 inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::time_point now) {
   const auto above = parent != nullptr ? nearest_deadline(parent) : std::nullopt;
-  const Clock::time_point nearest = std::min(above.value_or(deadline), deadline);
+  const Clock::time_point nearest = above && *above < deadline ? *above : deadline;
   if (parent != nullptr && is_cancelled(parent)) return make_cancelled(parent->cause, nearest);
   if (deadline <= now) return make_cancelled(&deadline_record, nearest);
   if (above && above.value_or(deadline) <= deadline) return make_child(parent);
-  auto timed = std::make_unique<TimedNode>();
+  Owned<TimedNode> timed(new TimedNode);
   timed->deadline = deadline;
   timed->handles.store(1, std::memory_order_relaxed);
   timed->state.store(timed_flag | sourced_flag, std::memory_order_relaxed);
@@ -668,8 +666,8 @@ inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::t
 
 /// A node under all of `parents`; null ones count for nothing.
 inline Node* make_join(Node* const* parents, std::size_t count) {
-  auto join = std::make_unique<JoinNode>();
-  join->links = std::make_unique<JoinLink[]>(count);
+  Owned<JoinNode> join(new JoinNode);
+  join->links = Owned<JoinLink[]>(new JoinLink[count]);
   join->count = count;
   join->handles.store(1, std::memory_order_relaxed);
   join->state.store(joined_flag | sourced_flag, std::memory_order_relaxed);
@@ -771,8 +769,8 @@ inline int pollable_fd(Node* node) {
   unlock_bit(node->state, state);
   unsigned patience = 4096;
   if (fd >= 0 || !can_be_cancelled(node, patience)) return fd;
-  auto flag = std::make_unique<PollableFlag>("making the descriptor of a cancellation token");
-  auto spare = std::make_unique<Extension>();
+  Owned<PollableFlag> flag(new PollableFlag("making the descriptor of a cancellation token"));
+  Owned<Extension> spare(new Extension);
   state = lock_bit(node->state);
   fd = existing();
   if (fd < 0) {

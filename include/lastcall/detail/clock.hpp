@@ -1,7 +1,15 @@
 // The one clock of the library, and arithmetic on it that saturates instead of overflowing.
 #pragma once
 
+#include <version>
+
+// Durations, time points and clocks. With libstdc++ all of <chrono> is these and the calendar, whose
+// streams, strings and vectors take most of its time to compile.
+#if defined(__GLIBCXX__) && __has_include(<bits/chrono.h>)
+#include <bits/chrono.h>
+#else
 #include <chrono>
+#endif
 #include <ctime>
 
 namespace lastcall {

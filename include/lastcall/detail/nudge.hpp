@@ -12,6 +12,7 @@
 // timers, but not the stacks: there the attempt is not made.
 #pragma once
 
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/timer_service.hpp>
 
@@ -19,7 +20,6 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <ctime>
 #include <memory>
 

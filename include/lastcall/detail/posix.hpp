@@ -130,6 +130,19 @@ inline pid_t current_thread_id() noexcept {
 #endif
 }
 
+/// A mutex of the system.
+class Mutex {
+ public:
+  Mutex() noexcept = default;
+  Mutex(const Mutex&) = delete;
+  Mutex& operator=(const Mutex&) = delete;
+  void lock() noexcept { ::pthread_mutex_lock(&mutex_); }
+  void unlock() noexcept { ::pthread_mutex_unlock(&mutex_); }
+
+ private:
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+};
+
 /// Blocks every signal in this thread while it lives: threads made meanwhile inherit that.
 class BlockAllSignals {
  public:

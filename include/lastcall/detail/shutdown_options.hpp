@@ -1,9 +1,9 @@
 // What a coordinator is told, and the phases it goes through; part of shutdown_coordinator.hpp.
 #pragma once
 
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/observer.hpp>
 
-#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <memory>

@@ -21,6 +21,7 @@
 // The service is made once and never destroyed: stragglers may use it until the process is gone.
 #pragma once
 
+#include <lastcall/detail/owned.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/spin_bit.hpp>
@@ -29,12 +30,10 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <climits>
 #include <cstdint>
-#include <mutex>
 
 namespace lastcall::detail {
 
@@ -58,7 +57,7 @@ class TimerService {
     Shard& shard = shards_[at];
     link->tick = tick_of(when);
     {
-      const std::lock_guard<SpinLock> lock(shard.lock);
+      const Held<SpinLock> lock(shard.lock);
       link->shard = static_cast<std::uint8_t>(at);
       link->armed = true;
       link->generation = generation_;
@@ -76,7 +75,7 @@ class TimerService {
   /// Takes `link` out if it is in. True: it was in and due() will not be called.
   bool disarm(TimerLink* link) noexcept {
     Shard& shard = shards_[link->shard];
-    const std::lock_guard<SpinLock> lock(shard.lock);
+    const Held<SpinLock> lock(shard.lock);
     if (!link->armed) return false;
     take_out(shard, link);
     return true;
@@ -95,7 +94,7 @@ class TimerService {
   std::size_t armed_for_test() noexcept {
     std::size_t sum = 0;
     for (Shard& shard : shards_) {
-      const std::lock_guard<SpinLock> lock(shard.lock);
+      const Held<SpinLock> lock(shard.lock);
       sum += shard.wheel.size();
     }
     return sum;
@@ -151,7 +150,7 @@ class TimerService {
     if (running_.load(std::memory_order_acquire)) return;
     // Before the lock, which a fork() takes that somebody makes while the loader has its own.
     pin_module_of(reinterpret_cast<const void*>(&thread_main));
-    const std::lock_guard<std::mutex> lock(start_);
+    const Held<Mutex> lock(start_);
     if (running_.load(std::memory_order_relaxed)) return;
     const BlockAllSignals quiet;
     pthread_attr_t attributes;
@@ -176,7 +175,10 @@ class TimerService {
       const std::uint32_t rung = doorbell_.load(std::memory_order_acquire);
       const std::uint64_t now = nanoseconds(Clock::now()) >> tick_bits;
       std::uint64_t next = TimerWheel::never;
-      for (Shard& shard : shards_) next = std::min(next, fire_due(shard, now));
+      for (Shard& shard : shards_) {
+        const std::uint64_t wanted = fire_due(shard, now);
+        if (wanted < next) next = wanted;
+      }
       sleeping_until_.store(next, std::memory_order_seq_cst);  // invariant 3
       bool sooner = false;
       for (const Shard& shard : shards_) sooner = sooner || link_is_sooner(shard);
@@ -193,7 +195,7 @@ class TimerService {
     TimerLink* due = nullptr;
     std::uint64_t next = 0;
     {
-      const std::lock_guard<SpinLock> lock(shard.lock);
+      const Held<SpinLock> lock(shard.lock);
       due = shard.wheel.advance(now);
       next = shard.wheel.next_tick();
       shard.earliest.store(next, std::memory_order_seq_cst);
@@ -257,7 +259,7 @@ class TimerService {
   std::atomic<bool> at_work_{false};  // the timer thread is calling due()
   bool forgets_ = false;              // from before a fork to after it, under start_
   std::uint32_t generation_ = 0;      // changes in a forked child only, before it has other threads
-  std::mutex start_;
+  Mutex start_;
 };
 
 }  // namespace lastcall::detail
