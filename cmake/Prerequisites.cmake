@@ -1,5 +1,5 @@
-# What cmake/test.cmake, cmake/demo.cmake and cmake/bench.cmake start with: see what the machine lacks; as root with apt
-# install it, else say what it is.
+# What cmake/test.cmake, cmake/demo.cmake and cmake/bench.cmake start with: see what the machine lacks; as
+# root with apt install it, else say what it is.
 
 # A thing: what people call it, Debian's package, how to look for it, under which names.
 set(lastcall_compiler "a C++20 compiler" g++ program c++ g++ clang++)

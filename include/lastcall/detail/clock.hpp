@@ -17,6 +17,9 @@ namespace lastcall {
 /// Every time point of the library is of this clock: CLOCK_MONOTONIC on POSIX systems, so a
 /// stepped wall clock moves no deadline.
 using Clock = std::chrono::steady_clock;
+static_assert(1'000'000'000 % (Clock::period::den / Clock::period::num) == 0 &&
+                  Clock::period::den / Clock::period::num >= 1000,
+              "a tick is a whole number of nanoseconds, and at most a millisecond");
 
 namespace detail {
 
@@ -72,12 +75,13 @@ inline Clock::time_point moved_by(Clock::time_point point, Clock::duration span)
 
 /// The time as the kernel wants it; points before the epoch become the epoch.
 inline timespec to_timespec(Clock::time_point point) noexcept {
-  const auto since = point.time_since_epoch();
-  const auto whole = std::chrono::floor<std::chrono::seconds>(since);
+  constexpr Clock::rep a_second = Clock::period::den / Clock::period::num;
+  constexpr Clock::rep nanoseconds_a_tick = 1'000'000'000 / a_second;
+  const Clock::rep since = point.time_since_epoch().count();
   timespec out{};
-  if (since < Clock::duration::zero()) return out;
-  out.tv_sec = static_cast<time_t>(whole.count());
-  out.tv_nsec = static_cast<long>(std::chrono::nanoseconds(since - whole).count());
+  if (since < 0) return out;
+  out.tv_sec = static_cast<time_t>(since / a_second);
+  out.tv_nsec = static_cast<long>(since % a_second * nanoseconds_a_tick);
   return out;
 }
 
@@ -85,8 +89,10 @@ inline timespec to_timespec(Clock::time_point point) noexcept {
 inline int poll_timeout(Clock::time_point now, Clock::time_point deadline) noexcept {
   if (deadline == Clock::time_point::max()) return -1;
   if (deadline <= now) return 0;
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - now).count();
-  constexpr long long longest = 1'000'000'000;  // some 11 days: the caller polls again
+  constexpr Clock::rep a_millisecond = Clock::period::den / Clock::period::num / 1000;
+  const Clock::rep ticks = (deadline - now).count();
+  const Clock::rep left = ticks / a_millisecond + (ticks % a_millisecond != 0 ? 1 : 0);
+  constexpr Clock::rep longest = 1'000'000'000;  // some 11 days: the caller polls again
   return static_cast<int>(left < longest ? left : longest);
 }
 
