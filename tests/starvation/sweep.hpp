@@ -152,6 +152,12 @@ inline void expect_unchanged(const std::string& before, const std::string& after
   support::expect(now == threads, "threads of a call that failed: " + difference(threads, now));
 }
 
+/// Whether that many objects are what a run should leave. With several threads it is not exact: for how
+/// many of them at a time there are records, which are never given back, is a matter of timing.
+inline bool is_as_many(Reach reach, long alive, long live) {
+  return std::labs(alive - live) <= (reach == Reach::process ? 4 : 0);
+}
+
 /// In a child. Says "refused" if anything was, "threw" if that came out, "live <n>" in the end.
 /// `live` is what that should be, or -1 if this is the run that tells.
 template <class Case>
@@ -191,7 +197,7 @@ void one_run(const Refusal& how, long nth, bool warm, long live) {
 #endif
   // A thread of the library's may be about to let go of the last of it.
   if (live < 0) ::usleep(50'000);
-  support::eventually([&] { return live < 0 || live_objects.load() == live; },
+  support::eventually([&] { return live < 0 || is_as_many(how.reach, live_objects.load(), live); },
                       std::chrono::seconds(2));
   support::say("live " + std::to_string(live_objects.load()) + "\n");
 }
@@ -227,12 +233,12 @@ Swept sweep(Reach reach = Reach::this_thread, long most = 2000) {
           support::Child child = support::Child::run([&] {
             one_run<Case>({layer, lasting, reach}, nth, warm, live);
           });
-          const support::Ended ended = child.end();
+          const support::Ended ended = child.end(std::chrono::seconds(20));
           const std::size_t at = ended.out.find("live ");
           const long alive = at == std::string::npos ? -1 : std::atol(ended.out.c_str() + at + 5);
           if (nth == 0) live = alive;
           const bool refused = ended.out.find("refused\n") != std::string::npos;
-          if (ended.how != "exit 0" || alive != live) {
+          if (ended.how != "exit 0" || !is_as_many(reach, alive, live)) {
             swept.problems += "request " + std::to_string(nth) +
                               (lasting == Lasting::all ? " and all later ones of " : " of ") +
                               name_of(layer) + (warm ? ", warm: " : ", cold: ") + ended.how + ", " +

@@ -389,8 +389,10 @@ int run_scenario(bool hangs) {
   const Before before;
   return starved(before, [hangs] {
     lastcall::ShutdownOptions options = options_for_scenarios();
-    options.grace_period = 500ms;
-    options.abort_margin = 100ms;
+    if (hangs) {
+      options.grace_period = 150ms;  // all of which each run takes
+      options.abort_margin = 40ms;
+    }
     lastcall::ShutdownCoordinator service(options);
     service.on_stop("stop", [] {});
     service.spawn("worker", [hangs](const CancellationToken& token) {
