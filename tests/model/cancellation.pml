@@ -78,7 +78,6 @@ mtype stage = idle;
 bool cb_linked;
 bool cb_freed;
 byte cb_runs;
-byte cb_runner;
 bool cb_sleeps;   /* its destructor sleeps on its word */
 
 /* The one waiter, on node 1. */
@@ -352,7 +351,6 @@ inline cancel(root, who, won) {
            if
            :: cb_linked && stage == pending ->
               assert(!cb_freed);
-              cb_runner = who;
 #if BUG != 15
               stage = running;
 #endif

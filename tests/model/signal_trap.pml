@@ -282,7 +282,6 @@ init {
 
 byte disposition;
 byte previous;
-bool function_is_previous;
 byte head;           /* 0: nobody */
 byte next[3];
 bool freed[3];
@@ -578,11 +577,10 @@ bool taken[2];
 byte in_flight[2];
 byte process[2];   /* whom the lists speak of: 0 the parent, 1 the child */
 bool locked[2], changing[2];
-byte points_to;    /* the parent's pipe (1) or nothing (0): the descriptors of trap 1 in the child */
-bool forked, child_done, parent_done;
+bool child_done;
 bool half;         /* the parent is in the middle of a change */
 bool unlinked;     /* the parent's trap has gone */
-bool new_got, new_there, acted, died;
+bool new_got, acted;
 
 /* One signal in process p; `mine` is who it really is. */
 inline handler(p) {
@@ -678,7 +676,6 @@ proctype child() {
 #if BUG != 22
   in_flight[1] = 0;
 #endif
-  points_to = 0;
   if :: handler(1) :: skip fi;
   process[1] = 1;
   changing[1] = false;
@@ -721,8 +718,6 @@ proctype parents_fork() {
     process[1] = process[0];
     locked[1] = locked[0];
     changing[1] = changing[0];
-    points_to = 1;
-    forked = true;
     run child()
   };
 #if BUG != 21

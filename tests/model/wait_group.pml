@@ -8,7 +8,7 @@
  *
  * Without membarrier (S1 is a sequentially consistent exchange): spin -DSYMMETRIC -a wait_group.pml.
  * With a second waiter that may give up at any time: spin -DTIMED -a wait_group.pml.
- * Without a second waiter, which is a hundredth of the states: spin -DALONE -a wait_group.pml.
+ * Without a second waiter, for which far fewer states are enough: spin -DALONE -a wait_group.pml.
  * All must end with "errors: 0". Each planted bug must be found ("errors: 1"), N from 1 to 13:
  *
  *   spin -DBUG=N -a wait_group.pml && cc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m200000
