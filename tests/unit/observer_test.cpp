@@ -630,6 +630,31 @@ TEST_CASE("A very long name is cut so that its line still is one write") {
   CHECK(contains(text, "...\n"));
 }
 
+TEST_CASE("A line that is cut leaves no colour switched on, and no colour is cut") {
+  const Terminal terminal;
+  REQUIRE(terminal.slave >= 0);
+  const Variable term("TERM", "xterm");
+  const Variable no_colour("NO_COLOR", nullptr);
+  const auto observer = people_observer(terminal.slave);
+  // Somewhere among these the cut comes inside an escape sequence.
+  for (std::size_t size = 4040; size < 4100; ++size) {
+    observer->on_event(event(EventKind::task, EventResult::failed, "", std::string(size, 'x')));
+    std::string line = terminal.screen(20);
+    const std::size_t last = line.rfind('\x1b');
+    INFO(line.substr(std::min<std::size_t>(last, line.size() - 20)));
+    CHECK(line.size() <= 4096);
+    for (const std::string_view colour : {"\x1b[0m", "\x1b[2m", "\x1b[31m"}) {
+      for (std::size_t at = 0; (at = line.find(colour, at)) != std::string::npos;) {
+        line.erase(at, colour.size());
+      }
+    }
+    CHECK(line.find('\x1b') == std::string::npos);
+  }
+  observer->on_event(phase(std::string(5000, 'x'), Clock::now()));
+  const std::string bold = terminal.screen(20);
+  CHECK(bold.rfind("\x1b[1m") < bold.rfind("\x1b[0m"));
+}
+
 TEST_CASE("Numbers do not follow the locale") {
   const std::string before = std::setlocale(LC_NUMERIC, nullptr);
   bool comma = false;

@@ -177,11 +177,17 @@ class StderrObserver final : public Observer {
   }
 
   // A line longer than this could be torn by another writer on the same pipe.
-  static void finish_line(std::string& out, std::string line) {
+  void finish_line(std::string& out, std::string line) const {
     if (line.size() >= atomic_write) {
-      line.resize(atomic_write - 8);
+      line.resize(atomic_write - 16);
+      // Not within a colour.
+      const std::size_t escape = line.rfind('\x1b');
+      if (escape != std::string::npos && line.find('m', escape) == std::string::npos) {
+        line.resize(escape);
+      }
       while (!line.empty() && !decode_tail_is_whole(line)) line.pop_back();
       line += "...";
+      line += palette_.plain();
     }
     out += line;
     out += '\n';
