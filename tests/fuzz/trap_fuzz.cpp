@@ -247,6 +247,7 @@ class Game {
   void make(std::size_t at) {
     drain_deadly(at);
     drop(at);
+    look();  // what was raised again as it went
     std::vector<int> list;
     std::set<std::size_t> wanted;
     const std::uint8_t bits = input_.byte();
