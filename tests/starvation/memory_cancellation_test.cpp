@@ -5,6 +5,10 @@
 
 #include <lastcall/cancellation.hpp>
 
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <exception>
 #include <memory>
@@ -121,6 +125,25 @@ struct FirstDeadline {
   void check() const {
     expect(source->token().wait_for(10s), "the deadline comes");
     expect(source->token().cause().kind() == CauseKind::deadline_exceeded, "and says what it was");
+  }
+};
+
+// The C library has room for 48 fork handlers; the next one, the timers', takes memory.
+struct DeadlineInAChild {
+  std::optional<CancellationSource> source;
+  DeadlineInAChild() {
+    for (int at = 0; at < 48; ++at) ::pthread_atfork(nullptr, nullptr, [] {});
+  }
+  void call() { source.emplace(CancellationToken(), 1h); }
+  void check() const {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const CancellationSource soon(CancellationToken(), 1ms);
+      ::_exit(soon.token().wait_for(5s) ? 0 : 1);
+    }
+    int status = -1;
+    ::waitpid(child, &status, 0);
+    expect(status == 0, "a deadline made in a forked child comes");
   }
 };
 
@@ -297,6 +320,10 @@ TEST_CASE("a deadline that can't be had leaves no timer behind") {
   const starvation::Swept first = sweep<FirstDeadline>();
   CHECK(first.problems == "");
   CHECK(first.failures >= 3);
+}
+
+TEST_CASE("a deadline is had with what it needs to survive a fork, or not at all") {
+  CHECK(sweep<DeadlineInAChild>().problems == "");
 }
 
 TEST_CASE("any_of is linked to all of its parents or to none") {

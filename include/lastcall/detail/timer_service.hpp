@@ -117,7 +117,8 @@ class TimerService {
     link->armed = false;
   }
 
-  TimerService() { ::pthread_atfork(&before_fork, &in_parent, &in_child); }
+  // With no memory for the handlers it has to do without: see is_running().
+  TimerService() : watches_forks_(::pthread_atfork(&before_fork, &in_parent, &in_child) == 0) {}
 
   static std::uint64_t nanoseconds(Clock::time_point point) noexcept {
     const auto since =
@@ -145,13 +146,24 @@ class TimerService {
     futex_wake_one(&doorbell_);
   }
 
+  // Whether the thread is there, in this process. Without fork handlers nobody has told a forked child
+  // that it isn't; there the thread's process is asked for, each time.
+  bool is_running() const noexcept {
+    return running_.load(std::memory_order_acquire) &&
+           (watches_forks_ || process_.load(std::memory_order_relaxed) == ::getpid());
+  }
+
   void ensure_thread() {
     // acquire, and release below: whoever finds the thread running may rely on the service it was given.
-    if (running_.load(std::memory_order_acquire)) return;
+    if (is_running()) return;
     // Before the lock, which a fork() takes that somebody makes while the loader has its own.
     pin_module_of(reinterpret_cast<const void*>(&thread_main));
     const Held<Mutex> lock(start_);
-    if (running_.load(std::memory_order_relaxed)) return;
+    if (is_running()) return;
+    if (running_.load(std::memory_order_relaxed)) {
+      forgets_ = true;
+      become_child();
+    }
     const BlockAllSignals quiet;
     pthread_attr_t attributes;
     ::pthread_attr_init(&attributes);
@@ -160,6 +172,7 @@ class TimerService {
     const int error = ::pthread_create(&thread, &attributes, &thread_main, this);
     ::pthread_attr_destroy(&attributes);
     if (error != 0) throw_system_error(error, "starting the timer thread");
+    process_.store(::getpid(), std::memory_order_relaxed);
     running_.store(true, std::memory_order_release);
   }
 
@@ -225,18 +238,19 @@ class TimerService {
     self.start_.unlock();
   }
   static void in_child() {
-    TimerService& self = instance();
-    self.running_.store(false, std::memory_order_relaxed);
-    self.sleeping_until_.store(0, std::memory_order_relaxed);
-    self.at_work_.store(false, std::memory_order_relaxed);
-    if (self.forgets_) {
-      ++self.generation_;
-      for (Shard& shard : self.shards_) {
-        shard.wheel = TimerWheel();
-        shard.earliest.store(TimerWheel::never, std::memory_order_relaxed);
-      }
-    }
+    instance().become_child();
     in_parent();
+  }
+  void become_child() noexcept {
+    running_.store(false, std::memory_order_relaxed);
+    sleeping_until_.store(0, std::memory_order_relaxed);
+    at_work_.store(false, std::memory_order_relaxed);
+    if (!forgets_) return;
+    ++generation_;
+    for (Shard& shard : shards_) {
+      shard.wheel = TimerWheel();
+      shard.earliest.store(TimerWheel::never, std::memory_order_relaxed);
+    }
   }
   // Where nobody tells: false.
   static bool is_number_of_threads(std::uint64_t wanted) noexcept {
@@ -256,10 +270,12 @@ class TimerService {
   alignas(128) std::atomic<std::uint64_t> sleeping_until_{0};
   Word doorbell_{0};
   std::atomic<bool> running_{false};
+  std::atomic<pid_t> process_{0};     // the thread's
   std::atomic<bool> at_work_{false};  // the timer thread is calling due()
   bool forgets_ = false;              // from before a fork to after it, under start_
   std::uint32_t generation_ = 0;      // changes in a forked child only, before it has other threads
   Mutex start_;
+  const bool watches_forks_;  // last: the handlers may be called once it is set
 };
 
 }  // namespace lastcall::detail
