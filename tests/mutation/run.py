@@ -11,9 +11,9 @@ discarded, and the next one of its header takes its place.
 First every test case runs with no mutant on, and what it could reach is noted: an edit is tried with the
 test cases that pass it, and with no others (that is what a scan of who includes what would say, only more
 exactly), to the first failure: those that found other edits of the same header, then the shortest. A failure
-counts if it happens again; a test case that takes far longer than without the mutant has failed, too. An edit
-that no test case passes has survived. Each test case runs in a process namespace of its own if that can be had
-(as root).
+counts if the test case then passes without the edit, and fails once more with it; one that takes far longer than
+without it has failed, too. An edit that no test case passes has survived. Each test case runs in a process
+namespace of its own if that can be had (as root).
 
 Results are kept in build/mutation/results.jsonl, and what is there is not run again: stop it and start it at
 will. --again survived (or the names of mutants) forgets those results first. What survived and why nobody
@@ -384,9 +384,12 @@ def judge(mutant, cases, prefix, killers):
         limit = PATIENCE_SECONDS + PATIENCE_FACTOR * case.seconds
         result["cases"] += 1
         outcome, _ = run_case(case, prefix, mutant.number, limit)
-        if outcome == "failed":
-            # Not just this machine's being busy: it has to happen again.
-            outcome, _ = run_case(case, prefix, mutant.number, limit)
+        if outcome != "passed":
+            # Is it just that this machine is busy? Then it fails without the mutant, or passes with it.
+            if run_case(case, prefix, 0, limit)[0] != "passed":
+                continue
+            if outcome == "failed":
+                outcome, _ = run_case(case, prefix, mutant.number, limit)
         if outcome != "passed":
             result["verdict"] = "killed"
             result["by"] = case.name
