@@ -51,7 +51,8 @@ lastcall_runs(cancellation "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "BUG=8 WHO=2" "BUG=9 WHO=2" "BUG=10 WHO=2" "BUG=11 WHO=8" "BUG=12 WHO=8" "BUG=13 WHO=4" "BUG=14 WHO=1"
   "BUG=15 WHO=2" "BUG=16 WHO=9" "BUG=17 WHO=2" "BUG=18 WHO=17" "BUG=19 WHO=17" "BUG=20 WHO=17")
 lastcall_runs(wait_group "-O0 ${safety} -DMEMLIM=1900" "-m200000"
-  "BUG=1" "BUG=2" "BUG=3" "BUG=4" "BUG=5" "BUG=6" "BUG=7" "BUG=8" "BUG=9" "BUG=10")
+  "BUG=1" "BUG=2" "BUG=3" "BUG=4" "BUG=5" "BUG=6" "BUG=7" "BUG=8" "BUG=9 SYMMETRIC SIMPLE"
+  "BUG=10 SYMMETRIC SIMPLE")
 # These are found sooner with the last process first.
 lastcall_runs(wait_group "-O0 ${safety} -DREVERSE -DMEMLIM=1900" "-m200000" "BUG=11" "BUG=12" "BUG=13 TIMED")
 lastcall_runs(signal_trap "-O0 ${safety} -DMEMLIM=1900" "-m200000"
