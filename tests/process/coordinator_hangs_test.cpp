@@ -248,6 +248,24 @@ TEST_CASE("who leaves after its stage's budget, but before the end, is no stragg
   CHECK(ended.how == "exit 0");
 }
 
+TEST_CASE("a hook that comes back late is no straggler, and one after it that hangs still is") {
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        coordinator.stage("second", 300ms).on_stop("hangs", [] { hang(); });
+        coordinator.on_stop("slow", [&] { coordinator.abort_token().wait(); });
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect_line(report, "hook overran service/slow");
+        expect_line(report, "hook overran second/hangs");
+        expect_equal(report.stragglers.size(), std::size_t{1}, "stragglers");
+        expect_named(report, "hangs", "second", "pause");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
 TEST_CASE("a hung callback is abandoned like a hook: the other callbacks and the hooks still run") {
   Diary diary;
   const Ended ended = drained(
@@ -548,6 +566,36 @@ TEST_CASE("a hook that ends its thread (pthread_exit) doesn't take the drain wit
       [&](const ShutdownReport& report) {
         expect(diary.text() == "after\nrelease of second\n", diary.text());
         expect_line(report, "stage ok second");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("an observer that ends its thread after a hook is not taken for the hook") {
+  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
+  Diary diary;
+  ShutdownOptions options = quiet(2000ms);
+  options.observer = std::make_shared<support::Witness>([](const lastcall::Event& event) {
+    if (event.kind == EventKind::hook && event.name == "first" &&
+        event.result == lastcall::EventResult::ok) {
+      ::pthread_exit(nullptr);
+    }
+  });
+  const Ended ended = drained(
+      options,
+      [&](ShutdownCoordinator& coordinator) {
+        coordinator.on_stop("first", diary.entry("first"));
+        coordinator.on_stop("second", diary.entry("second"));
+      },
+      [&](const ShutdownReport& report) {
+        expect(diary.text() == "first\nsecond\n", diary.text());
+        int ended_first = 0;
+        for (const lastcall::Event& event : report.events) {
+          if (event.name != "first" || event.result == lastcall::EventResult::begun) continue;
+          ++ended_first;
+          expect(event.detail.empty(), "nothing to say of it, but " + event.detail);
+        }
+        expect_equal(ended_first, 1, "ends of the first hook");
       });
   INFO(ended.err);
   CHECK(ended.how == "exit 0");
