@@ -16,6 +16,9 @@ void add_size_cases();      // bytes a child, milliseconds to compile
 /// add_size_cases() starts.
 double bytes_of_child(const std::string& contender);
 
+/// Prints what operations take when there are more threads than processors.
+void print_crowd();
+
 /// The one row of the table that is no ratio: 1,000 threads wait on a token for that many seconds.
 struct Idle {
   double cpu_seconds;

@@ -139,11 +139,11 @@ Idle idle_waiters(double seconds) {
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   rusage before{};
   rusage after{};
-  const double cpu_before = cpu_seconds();
   getrusage(RUSAGE_SELF, &before);
+  const double cpu_before = cpu_seconds();
   std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
-  getrusage(RUSAGE_SELF, &after);
   const double cpu = cpu_seconds() - cpu_before;
+  getrusage(RUSAGE_SELF, &after);
   source.cancel();
   for (std::thread& thread : threads) thread.join();
   // Less this thread's own one sleep.

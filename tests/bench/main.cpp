@@ -165,6 +165,7 @@ int main(int argc, char** argv) {
   std::printf("1,000 waiters, idle for 2 s: %.1f ms of processor time, %ld wake-ups\n",
               idle.cpu_seconds * 1e3, idle.wake_ups);
   std::printf("%d reached, %d missed\n", table.reached(), table.missed());
+  bench::print_crowd();
   if (!json.empty()) table.write_json(json, rows, about);
   return 0;
 }
