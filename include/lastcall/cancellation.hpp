@@ -39,6 +39,13 @@
 // Why lanes stay locked while the subtree is marked, instead of references to everything on the way:
 // a reference is two atomic read-modify-writes a node, a lock with a plain store to unlock is one; and
 // I3's last sentence would need a second protocol.
+//
+// What was tried, and what it gave (one thread, g++ 12 -O2, AMD Zen 3 as a virtual machine; tests/bench
+// measures it on yours). A child made and destroyed takes 25.6 ns: 11.1 malloc and free, 4.6 the two locks.
+// Letting go a wide tree takes 21 ns a node, and 12 with free() left out. So an allocator for nodes would
+// gain up to 9 ns; it was left out, because nodes that are free but kept are leaks to whoever counts
+// allocations, and a tree of 10^6 must give its memory back. A lock by fetch_or, which needs no load
+// before, gained nothing over load and compare-exchange.
 #pragma once
 
 #include <lastcall/cause.hpp>

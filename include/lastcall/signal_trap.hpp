@@ -53,6 +53,12 @@
 //      descriptors off the parent's pipes. A handler that runs in a process that the lists don't
 //      speak of (vfork, clone, or before the hook) doesn't read them, and acts by I8.
 //
+// What was tried for a short way from the signal to who waits at wait(), and what it gave (sender, reader
+// and a worker behind it on one processor of an AMD Zen 3 as a virtual machine): 12.0 us at first. Polling
+// before reading instead of after a read that finds nothing: 11.4. Asking getpid() before going to sleep
+// instead of after waking: 11.2. A bare self-pipe and a futex hop take 9.4 there; the rest is one getpid()
+// in the handler (for children of vfork()) and what the reader does before it sleeps again.
+//
 // Limits. SIGKILL and SIGSTOP can't be trapped by anybody. A child of vfork() or posix_spawn() gets
 // SIG_DFL for what was ignored before it was trapped. A trap is the process's: in a forked child it
 // catches nothing. Handlers that others install on top must call ours on, or its traps get nothing;
