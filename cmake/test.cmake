@@ -5,7 +5,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/Prerequisites.cmake")
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source)
 set(build "${source}/build/test")
 
-lastcall_prerequisites(compiler make pkg-config catch2 httplib sqlite3)
+lastcall_prerequisites(compiler make pkg-config catch2 httplib sqlite3 OPTIONAL spdlog prometheus)
 lastcall_run("${CMAKE_COMMAND}" -S "${source}" -B "${build}" -G "Unix Makefiles"
              -DCMAKE_BUILD_TYPE=Debug)
 lastcall_run("${CMAKE_COMMAND}" --build "${build}" --parallel ${LASTCALL_JOBS})

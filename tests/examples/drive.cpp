@@ -4,7 +4,7 @@
 //   drive STEP... -- PROGRAM [ARGUMENT]...
 //
 //   expect TEXT    wait until the output goes on with TEXT somewhere after the last thing expected
-//   signal NAME    send it that signal: HUP, INT or TERM
+//   signal NAME    send it that signal: HUP, INT, QUIT or TERM
 //   pause MS       wait so long
 //   exit CODE      the exit code to end with (128 + n for death by signal n); the default is 0
 //
@@ -141,7 +141,7 @@ class Example {
 
 int signal_number(std::string_view name) {
   static const std::map<std::string_view, int> known = {
-      {"HUP", SIGHUP}, {"INT", SIGINT}, {"TERM", SIGTERM}};
+      {"HUP", SIGHUP}, {"INT", SIGINT}, {"QUIT", SIGQUIT}, {"TERM", SIGTERM}};
   const auto at = known.find(name);
   return at == known.end() ? 0 : at->second;
 }
