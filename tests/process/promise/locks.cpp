@@ -171,9 +171,15 @@ void allocator_held_by_worker(Stand& stand) {
   lifetime.run();
 }
 
-// Without its lock: so there is a report, in which it stands with all the others.
+// Without its lock: so there is a report, in which it stands with all the others, each with its stack. For
+// that some of a longer grace period is kept.
+constexpr milliseconds time_for_stacks = 3s;
+
 void held_in_allocator(Stand& stand) {
-  ShutdownCoordinator lifetime(stand.options());
+  lastcall::ShutdownOptions options = stand.options();
+  options.grace_period = time_for_stacks;
+  options.abort_margin = 1s;
+  ShutdownCoordinator lifetime(std::move(options));
   lifetime.spawn("held worker", [&stand](CancellationToken) {
     stand.ready();
     hold_allocator_here();
@@ -328,6 +334,8 @@ void add_locks(std::vector<Adversary>& all) {
   Adversary& alone =
       plain(add("malloc never returns to one", "exit 124",
                 {"held worker: entered at", "other worker: entered at"}, held_in_allocator));
+  alone.bound = Bound::at_once;
+  alone.extra = time_for_stacks;
 #if LASTCALL_HAS_STACKS && defined(__GLIBC__)
   alone.says.insert(alone.says.end(), {"pause", " malloc+0x", " promise::hang()+0x"});
 #endif

@@ -1,8 +1,6 @@
 // Workers that don't come back, each held by something else.
 #include "adversary.hpp"
 
-#include <lastcall/detail/stack_capture.hpp>
-
 #include <arpa/inet.h>
 #include <linux/futex.h>
 #include <netinet/in.h>
@@ -245,9 +243,6 @@ void add_workers(std::vector<Adversary>& all) {
   held("worker in futex()", in_futex, in("futex"));
   held("worker in pthread_mutex_lock()", on_mutex, in("futex"));
   held("worker in a spin", in_a_spin, in("running"));
-#if LASTCALL_HAS_STACKS
-  if (!sanitized) all.back().says.emplace_back(" promise::spin()+0x");
-#endif
   held("worker in sleep(1e6)", in_sleep, in("clock_nanosleep"));
 #if defined(LASTCALL_TSAN)
   held("worker in vfork()", in_vfork, nullptr);  // which it turns into fork()
