@@ -152,8 +152,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   [[noreturn]] void exit_after_drain() noexcept {
     static Word flushed{0};
     pthread_t thread{};
-    const auto flush = [](void*) -> void* {
-      flush_everything();
+    bool everybody_out = report().stragglers.empty();
+    const auto flush = [](void* out) -> void* {
+      flush_everything(*static_cast<const bool*>(out));
       flushed.store(1, std::memory_order_release);
       futex_wake_all(&flushed);
       return nullptr;
@@ -163,7 +164,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (until < least) until = least;
     {
       const BlockAllSignals quiet;
-      if (start_thread(thread, flush, nullptr) != 0) flush(nullptr);
+      if (start_thread(thread, flush, &everybody_out) != 0) flush(&everybody_out);
     }
     while (flushed.load(std::memory_order_acquire) == 0 && Clock::now() < until) {
       futex_wait_until(flushed, 0, until);

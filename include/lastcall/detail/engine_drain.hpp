@@ -331,7 +331,7 @@ class EngineDrain {
       flushed_ = true;
       // Past its time nobody takes over, since nothing but the exit is left: the signal thread does it.
       if (!guarded(Calling::flush, "flushing the streams", nullptr, Clock::time_point::max(),
-                   []() noexcept { flush_everything(); })) {
+                   [out = !late_]() noexcept { flush_everything(out); })) {
         return Next::leave;
       }
     }

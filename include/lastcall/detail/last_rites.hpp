@@ -30,7 +30,9 @@ namespace lastcall::detail {
 
 /// Flushes stdio and the standard streams and writes what instrumentation collected. May block for as
 /// long as somebody holds stdout's lock or nobody reads it: the caller's caller keeps the clock.
-inline void flush_everything() noexcept {
+/// Leaks are looked for if everybody is out. What stragglers still use is none; and the check stops
+/// every thread, also the one that keeps the clock, until each has stopped: one in vfork() never does.
+inline void flush_everything(bool everybody_out) noexcept {
   LASTCALL_TRY {
     std::cout.flush();
     std::cerr.flush();
@@ -45,7 +47,9 @@ inline void flush_everything() noexcept {
     __gcov_exit();
   }
   if (__llvm_profile_write_file != nullptr) __llvm_profile_write_file();
-  if (__lsan_do_leak_check != nullptr) __lsan_do_leak_check();
+  if (everybody_out && __lsan_do_leak_check != nullptr) __lsan_do_leak_check();
+#else
+  static_cast<void>(everybody_out);
 #endif
 }
 
