@@ -39,12 +39,6 @@
 #include <utility>
 #include <vector>
 
-// With gcc's --coverage a child that leaves by _exit() has to write its counters itself. The build
-// that measures coverage defines this.
-#if defined(LASTCALL_TEST_COVERAGE)
-extern "C" void __gcov_dump(void);
-#endif
-
 namespace support {
 
 inline void write_all(int fd, std::string_view text) noexcept {
@@ -87,12 +81,7 @@ inline std::string in_words(int status) {
 }
 
 /// Leaves a forked child at once: no destructor, no atexit function, nothing flushed twice.
-[[noreturn]] inline void leave(int code) {
-#if defined(LASTCALL_TEST_COVERAGE)
-  __gcov_dump();
-#endif
-  ::_exit(unmet_expectations > 0 ? 70 : code);
-}
+[[noreturn]] inline void leave(int code) { ::_exit(unmet_expectations > 0 ? 70 : code); }
 
 /// Runs `body` (which returns an exit code or nothing) and leaves the process.
 template <class Body>
@@ -113,7 +102,7 @@ template <class Body>
 
 /// How a child ended, and all that it wrote.
 struct Ended {
-  std::string how;  // "exit 0", "SIGTERM", "killed after 60 s"
+  std::string how;  // "exit 0", "SIGTERM", "killed after 60 s", "exit 124, expectations unmet"
   std::string out;
   std::string err;
 };
@@ -195,6 +184,8 @@ class Child {
     }
     Ended ended{in_words(status_), streams_[0].text, streams_[1].text};
     if (!in_time) ended.how = "killed after " + std::to_string(limit.count() / 1000) + " s";
+    // Also of a child that run() or a signal has ended, with a code of its own.
+    if (ended.err.find(": not so: ") != std::string::npos) ended.how += ", expectations unmet";
     return ended;
   }
 
