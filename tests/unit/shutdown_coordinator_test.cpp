@@ -726,6 +726,20 @@ TEST_CASE("an observer may use the coordinator") {
   CHECK_FALSE(granted);
 }
 
+TEST_CASE("an observer that makes an event of every event doesn't keep the drain from its end") {
+  ShutdownCoordinator* the_coordinator = nullptr;
+  const auto witness = std::make_shared<Witness>(
+      [&](const lastcall::Event&) { the_coordinator->wrap("by the observer", [] {})(); });
+  ShutdownOptions options = quiet();
+  options.observer = witness;
+  ShutdownCoordinator coordinator(options);
+  the_coordinator = &coordinator;
+  coordinator.request_shutdown();
+  const ShutdownReport report = coordinator.drain();
+  CHECK(report.outcome == Outcome::clean);
+  CHECK(story_of(witness->events()) == story_of(report.events));
+}
+
 TEST_CASE("an observer that is shared by two coordinators, one after the other, hears both") {
   const auto witness = std::make_shared<Witness>();
   ShutdownOptions options = quiet();

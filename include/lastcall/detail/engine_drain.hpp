@@ -49,7 +49,7 @@ class EngineDrain {
       LASTCALL_TRY { next = step(); }
       LASTCALL_CATCH(const std::bad_alloc&) {}
       if (next == Next::leave) return;
-      if (next == Next::wait) engine_.drain_bell.wait(rung, wait_until_);
+      if (next == Next::wait && !has_more_to_tell()) engine_.drain_bell.wait(rung, wait_until_);
     }
   }
 
@@ -606,9 +606,13 @@ class EngineDrain {
     return {};
   }
 
-  // Hands over every event that the observer has not seen. False: it hung, and this thread must leave.
+  // Hands over the events that the observer has not seen. False: it hung, and this thread must leave.
+  // Some at a time, so that one that makes an event of each, by spawning for example, can't keep the drain
+  // from closing the stages.
   bool tell_observer() {
-    while (observer_ != nullptr && !is_last_thread() && engine_.log.has_untaken()) {
+    constexpr unsigned most_at_once = 64;
+    for (unsigned told = 0; has_more_to_tell(); ++told) {
+      if (told == most_at_once && at_ != At::ended) return true;
       Event event;
       LASTCALL_TRY {
         if (!engine_.log.take(event)) break;
@@ -639,6 +643,10 @@ class EngineDrain {
       }
     }
     return true;
+  }
+
+  bool has_more_to_tell() const noexcept {
+    return observer_ != nullptr && !is_last_thread() && engine_.log.has_untaken();
   }
 
   static constexpr const char* the_observer = "the observer";
