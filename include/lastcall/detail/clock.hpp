@@ -11,6 +11,7 @@
 #include <chrono>
 #endif
 #include <ctime>
+#include <limits>
 
 namespace lastcall {
 
@@ -73,14 +74,16 @@ inline Clock::time_point moved_by(Clock::time_point point, Clock::duration span)
   return span > Clock::duration::zero() ? Clock::time_point::max() : Clock::time_point::min();
 }
 
-/// The time as the kernel wants it; points before the epoch become the epoch.
+/// The time as the kernel wants it; points before the epoch become the epoch, and what a 32-bit time_t
+/// can't hold its last second.
 inline timespec to_timespec(Clock::time_point point) noexcept {
   constexpr Clock::rep a_second = Clock::period::den / Clock::period::num;
   constexpr Clock::rep nanoseconds_a_tick = 1'000'000'000 / a_second;
   const Clock::rep since = point.time_since_epoch().count();
   timespec out{};
   if (since < 0) return out;
-  out.tv_sec = static_cast<time_t>(since / a_second);
+  constexpr Clock::rep last = std::numeric_limits<time_t>::max();
+  out.tv_sec = static_cast<time_t>(since / a_second < last ? since / a_second : last);
   out.tv_nsec = static_cast<long>(since % a_second * nanoseconds_a_tick);
   return out;
 }
