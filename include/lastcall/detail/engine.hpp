@@ -210,6 +210,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   struct DriverArgument {
     std::shared_ptr<Engine> engine;
     std::uint32_t number = 0;
+    std::atomic<bool> over{false};  // see SetAtTheEnd
   };
 
   bool is_shutdown_signal(int number) const noexcept {
@@ -272,6 +273,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     DriverArgument& argument = driver_arguments_[number];
     argument.engine = shared_from_this();
     argument.number = number;
+    argument.over.store(false, std::memory_order_relaxed);
     const BlockAllSignals quiet;
     const int error = start_thread(drivers_[number], &drain_main, &argument);
     errno = error;
@@ -288,6 +290,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     auto* const argument = static_cast<DriverArgument*>(given);
     const std::shared_ptr<Engine> keep = std::move(argument->engine);
     Engine& engine = *keep;
+    // The argument is the engine's, which `keep` still has.
+    const SetAtTheEnd at_the_end{argument->over};
     const std::uint32_t number = argument->number;
     engine.drain_.drive(
         number, [&engine, number]() noexcept { return engine.start_drain_thread(number + 1); });
@@ -310,20 +314,27 @@ class Engine : public std::enable_shared_from_this<Engine> {
       if (i < current || (i == current && current_hangs)) {
         ::pthread_detach(drivers_[i]);
       } else {
-        join_or_detach(drivers_[i], patience);
+        join_or_detach(drivers_[i], driver_arguments_[i].over, patience);
       }
     }
     drivers_started_.store(0, std::memory_order_relaxed);
   }
 
-  static void join_or_detach(pthread_t thread, Clock::time_point patience) noexcept {
-    while (!join_if_gone(thread)) {
-      if (Clock::now() >= patience) {
-        ::pthread_detach(thread);
-        return;
-      }
+  // Set by a thread of the engine's when it is past its last use of the engine, or nearly; also if a hook
+  // ends the thread (pthread_exit).
+  struct SetAtTheEnd {
+    std::atomic<bool>& over;
+    ~SetAtTheEnd() { over.store(true, std::memory_order_release); }
+  };
+
+  static void join_or_detach(pthread_t thread, const std::atomic<bool>& over,
+                             Clock::time_point patience) noexcept {
+    while (!over.load(std::memory_order_acquire) && Clock::now() < patience) {
       const timespec nap{0, 50'000};
       ::nanosleep(&nap, nullptr);
+    }
+    if (!over.load(std::memory_order_acquire) || !join_until(thread, patience)) {
+      ::pthread_detach(thread);
     }
   }
 
@@ -341,6 +352,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     name_this_thread("lastcall-reload");
     const std::unique_ptr<std::shared_ptr<Engine>> keep(
         static_cast<std::shared_ptr<Engine>*>(given));
+    const SetAtTheEnd at_the_end{(*keep)->handler_over_};
     (*keep)->handle_signals();
     return nullptr;
   }
@@ -391,7 +403,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (in_handler_.load(std::memory_order_seq_cst)) {
       ::pthread_detach(handler_pthread_);
     } else {
-      join_or_detach(handler_pthread_, patience);
+      join_or_detach(handler_pthread_, handler_over_, patience);
     }
   }
 
@@ -438,6 +450,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<std::uint32_t> drivers_started_{0};
   pthread_t handler_pthread_{};
   bool handler_thread_ = false;
+  std::atomic<bool> handler_over_{false};  // see SetAtTheEnd
   std::atomic<bool> in_handler_{false};
   std::mutex late_mutex_;
   ShutdownReport late_report_;

@@ -327,12 +327,7 @@ class TaskCore final : public Counted {
       if (!futex_wait_until(task.gone_, 0, deadline) && Clock::now() >= deadline) return false;
     }
     // From here to its very end are microseconds, but for destructors of thread_local objects.
-    while (!join_if_gone(task.thread_)) {
-      if (Clock::now() >= deadline) return false;
-      const timespec nap{0, 100'000};
-      ::nanosleep(&nap, nullptr);
-    }
-    return true;
+    return join_until(task.thread_, deadline);
   }
 
   WaitGroup group_;

@@ -2,6 +2,7 @@
 // joined for a bounded time, and terminates the process when it is forgotten.
 #pragma once
 
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/config.hpp>
 
 #include <pthread.h>
@@ -13,6 +14,7 @@
 #endif
 
 #include <cstring>
+#include <ctime>
 #include <string_view>
 
 namespace lastcall::detail {
@@ -31,7 +33,7 @@ inline int start_thread(pthread_t& thread, void* (*body)(void*), void* argument)
 inline void name_this_thread(std::string_view name) noexcept {
   char cut[16] = {};
   std::memcpy(cut, name.data(), name.size() < sizeof cut ? name.size() : sizeof cut - 1);
-#if LASTCALL_LINUX
+#if defined(__linux__)
   ::pthread_setname_np(::pthread_self(), cut);
 #elif defined(__APPLE__)
   ::pthread_setname_np(cut);
@@ -50,15 +52,28 @@ inline void keep_exact_time() noexcept {
 #endif
 }
 
-/// Joins a thread that has returned from its body, or is about to. Where threads can be asked
-/// (pthread_tryjoin_np) it doesn't wait and says false if the thread is not quite gone; elsewhere it
-/// waits for what the C library and thread_local destructors have left to do.
+/// Joins a thread that has returned from its body, or is about to; false if it is not quite gone.
+/// Where threads can't be asked (pthread_tryjoin_np) it is let go instead: destructors of thread_local
+/// objects may hang, and nobody is to hang with them.
 inline bool join_if_gone(pthread_t thread) noexcept {
 #if LASTCALL_LINUX
   return ::pthread_tryjoin_np(thread, nullptr) == 0;
 #else
-  return ::pthread_join(thread, nullptr) == 0;
+  return ::pthread_detach(thread) == 0;
 #endif
+}
+
+/// The same, waiting for it; false if it was not gone by `deadline`.
+inline bool join_until(pthread_t thread, Clock::time_point deadline) noexcept {
+#if !LASTCALL_LINUX
+  if (deadline == Clock::time_point::max()) return ::pthread_join(thread, nullptr) == 0;
+#endif
+  while (!join_if_gone(thread)) {
+    if (Clock::now() >= deadline) return false;
+    const timespec nap{0, 100'000};
+    ::nanosleep(&nap, nullptr);
+  }
+  return true;
 }
 
 /// While it lives, pthread_cancel() and its kind can't end the calling thread: the library's own steps
