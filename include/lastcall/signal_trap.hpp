@@ -179,7 +179,12 @@ class SignalTrap {
       pollfd either[] = {{foreign ? -1 : fd(), POLLIN, 0}, {cancelled, POLLIN, 0}};
       if (::poll(either, 2, detail::poll_timeout(now, deadline)) < 0) {
         if (errno != EINTR && errno != EAGAIN) {
-          detail::throw_system_error(errno, "polling for a signal");
+          const int error = errno;
+          // What has come is handed out all the same: thrown over, it would be raised again.
+          if (!foreign && (token == nullptr || !token->is_cancelled())) {
+            if (std::optional<SignalInfo> got = take()) return got;
+          }
+          detail::throw_system_error(error, "polling for a signal");
         }
         look = false;
         continue;

@@ -371,11 +371,13 @@ class EngineDrain {
     section.begin.store(Clock::now());
     section.deadline.store(deadline);
     calling_ = call;
+    // From the next line on this thread may be abandoned, and then its successor writes the rest.
+    const bool shared_out = shared_out_;
     // seq_cst, as all that follows: either the signal thread's look at the sections sees this one, or
     // its plan to sleep is seen here and it is rung. And either its hurry_section() sees this one, or
     // the abort is seen here.
     section.state.store(Section::inside, std::memory_order_seq_cst);
-    if (stage != nullptr && !shared_out_ && engine_.abort_claimed.load(std::memory_order_seq_cst)) {
+    if (stage != nullptr && !shared_out && engine_.abort_claimed.load(std::memory_order_seq_cst)) {
       const Clock::time_point now = Clock::now();
       const Clock::duration own = std::max(deadline - now, Clock::duration::zero());
       section.deadline.lower_to(engine_.deadline_of(*stage, now, own));
