@@ -28,7 +28,7 @@
  *        3 SCENE=1 (C2) a section is abandoned by a store, though it may just have ended
  *        4 SCENE=1 (C2) one that was abandoned and comes back goes on
  *        5 SCENE=1 (C3) the successor is given its turn and not woken
- *        6 SCENE=1 (C1) a hook is taken off the list after it was called, not before
+ *        6 SCENE=1 (C1) a hook is taken off the list after it was called, not before (HOOKS=2)
  *        7 SCENE=5 (C6) the signal thread leaves a request to who began it
  *        8 SCENE=3 (C4) drain() returns before the signal thread has been stopped
  *        9 SCENE=1 (C5) the end is announced before the report is made

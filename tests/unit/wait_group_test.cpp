@@ -365,7 +365,7 @@ TEST_CASE("members() lists the named guards that are out, oldest first") {
   CHECK(members[1].name == "second");
   CHECK(members[2].name == "a name that is too long for any small buffer");
   CHECK(members[3].name.empty());
-#if defined(__linux__)
+#if LASTCALL_LINUX
   CHECK(members[0].thread_id == support::thread_id());
   CHECK(members[2].thread_id == other);
 #endif
