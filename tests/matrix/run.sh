@@ -11,7 +11,7 @@
 # own, so that nothing of it is left behind. Root and debootstrap are required, but for --here.
 #
 #   LASTCALL_MATRIX_CACHE   where chroots, build trees and logs are kept (default: build/matrix)
-#   LASTCALL_MATRIX_MIRROR  whose packages are installed (default: http://deb.debian.org/debian)
+#   LASTCALL_MATRIX_MIRROR  whose packages are installed (default: the first that apt knows here)
 #   LASTCALL_MATRIX_JOBS    how many jobs at once (default: as many as there are processors)
 set -euo pipefail
 shopt -s inherit_errexit
@@ -273,6 +273,7 @@ bare() {
   if [ ! -e "$root/.complete" ]; then
     rm -rf "$root"
     mkdir -p "$cache"
+    [ -n "$mirror" ] || fail "apt knows no mirror here: name one in LASTCALL_MATRIX_MIRROR"
     debootstrap --variant=minbase "$1" "$root" "$mirror" "$script"
     touch "$root/.complete"
   fi
@@ -354,10 +355,16 @@ table() {
   done
 }
 
+# "deb [options] <address> ..." in sources.list, or "URIs: <address>" in a .sources file; maybe none.
+known_mirror() {
+  cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+    sed -nE 's/^(deb( \[[^]]*\])?|URIs:)[[:space:]]+(https?:[^[:space:]]+).*/\3/p' | sed -n 1p || true
+}
+
 main() {
   full=${LASTCALL_MATRIX_FULL:-no}
   cache=${LASTCALL_MATRIX_CACHE:-$source_dir/build/matrix}
-  mirror=${LASTCALL_MATRIX_MIRROR:-http://deb.debian.org/debian}
+  mirror=${LASTCALL_MATRIX_MIRROR:-$(known_mirror)}
   on_this_machine=no
   wanted=()
   while [ $# -gt 0 ]; do

@@ -119,25 +119,6 @@ struct SilentToo : Observer {
   void on_event(const Event& /*event*/) override {}
 };
 
-TEST_CASE("the options are an aggregate whose defaults stand in the contract") {
-  const ShutdownOptions defaults;
-  CHECK(defaults.signals == std::vector<int>{SIGINT, SIGTERM});
-  CHECK(defaults.grace_period == 25s);
-  CHECK(defaults.announce_delay == 0s);
-  CHECK(defaults.abort_margin == 2s);
-  CHECK(defaults.repeat_window == 500ms);
-  CHECK(defaults.respect_ignored);
-  CHECK(defaults.ignore_sigpipe);
-  CHECK_FALSE(defaults.stop_when_idle);
-  CHECK_FALSE(defaults.exit_by_signal);
-  CHECK_FALSE(defaults.dump_signal.has_value());
-  CHECK(defaults.exit_codes.clean == 0);
-  CHECK(defaults.exit_codes.failed == 1);
-  CHECK(defaults.exit_codes.overrun == 124);
-  CHECK(defaults.observer != nullptr);
-  CHECK(defaults.last_words == 2);
-}
-
 TEST_CASE("a program that uses every call of the interface in its documented form drains cleanly") {
   ShutdownCoordinator coordinator(ShutdownOptions{.signals = {SIGTERM},
                                                   .grace_period = 20s,
