@@ -48,6 +48,31 @@ inline int install_layer(int layer, int number, struct sigaction* before) noexce
   return ::sigaction(number, &ours, before) == 0 ? 0 : errno;
 }
 
+/// Puts `wanted` in place of a disposition that is ours by `is_ours`, and in place of nobody else's; returns
+/// what is in place now. Async-signal-safe.
+template <class IsOurs>
+struct sigaction replace_disposition(int number, const struct sigaction& wanted,
+                                     IsOurs is_ours) noexcept {
+  struct sigaction put = wanted;
+  struct sigaction replaced {};
+  if (::sigaction(number, &put, &replaced) != 0 || is_ours(replaced)) return put;
+  // Somebody else's sigaction() came since the caller looked. Theirs goes back, the newest if there are more.
+  // (There is no compare-and-exchange of dispositions, so who looks at this very moment sees ours.)
+  for (int turn = 0; turn < 100; ++turn) {
+    const struct sigaction theirs = replaced;
+    ::sigaction(number, &theirs, &replaced);
+    if (same_disposition(replaced, put)) return theirs;
+    put = theirs;
+  }
+  return put;
+}
+inline struct sigaction replace_layer(int layer, int number,
+                                      const struct sigaction& wanted) noexcept {
+  return replace_disposition(number, wanted, [layer](const struct sigaction& action) {
+    return layer_of(action) == layer;
+  });
+}
+
 /// Whether siginfo says who sent the signal: in other signals' records those bytes mean other
 /// things.
 inline bool tells_sender(int number, int code) noexcept {
@@ -147,13 +172,7 @@ inline bool act_as_previous(int index, SignalLayer& layer, bool own, int number,
     // another copy of this library, with no trap left either.
     const KeptDisposition* next = layer.previous.load(std::memory_order_acquire);
     if (next->once_called != nullptr) next = next->once_called;
-    struct sigaction replaced {};
-    ::sigaction(number, &next->action, &replaced);
-    now = next->action;
-    if (layer_of(replaced) != index) {
-      ::sigaction(number, &replaced, nullptr);  // somebody else's came since we looked
-      now = replaced;
-    }
+    now = replace_layer(index, number, next->action);
     if (own) changing.store(false, std::memory_order_release);
   }
   if (call_previous(layer, own, number, info, context)) return true;

@@ -19,16 +19,20 @@ inline void ignore_signal(int number) {
   }
   IgnoredSignal& entry = signal_registry.ignored[number];
   struct sigaction now = current_disposition(number);
-  if (entry.count == 0 || is_function(now) || now.sa_handler != SIG_IGN) {
+  if (entry.count == 0 || !ignores(now)) {
     const KeptDisposition* before = keep_disposition(now);
     if (before == nullptr) throw_or_die(std::bad_alloc());
     struct sigaction ignore {};
     ignore.sa_handler = SIG_IGN;
     ::sigemptyset(&ignore.sa_mask);
-    if (::sigaction(number, &ignore, nullptr) != 0) {
+    struct sigaction replaced {};
+    if (::sigaction(number, &ignore, &replaced) != 0) {
       throw_system_error(errno, "ignoring " + describe_signal(number));
     }
     entry.before = before;
+    if (!same_disposition(replaced, now)) {  // somebody else's came since we looked
+      if (const KeptDisposition* kept = keep_disposition(replaced)) entry.before = kept;
+    }
   }
   ++entry.count;
 }
@@ -39,8 +43,7 @@ inline void stop_ignoring_signal(int number) noexcept {
   IgnoredSignal& entry = signal_registry.ignored[number];
   if (--entry.count > 0) return;
   const struct sigaction now = current_disposition(number);
-  if (is_function(now) || now.sa_handler != SIG_IGN) return;  // somebody else's by now
-  ::sigaction(number, &entry.before->action, nullptr);
+  if (ignores(now)) replace_disposition(number, entry.before->action, ignores);
 }
 
 }  // namespace lastcall::detail

@@ -52,10 +52,9 @@ enum class LayerLeft { restored_default, restored, covered };
 inline LayerLeft leave_layer(int layer_index, int number) noexcept {
   SignalLayer& layer = signal_registry.layers[layer_index][number];
   const KeptDisposition* previous = layer.previous.load(std::memory_order_acquire);
-  const struct sigaction now = current_disposition(number);
-  if (layer_of(now) == layer_index) {
-    ::sigaction(number, &previous->action, nullptr);
-  } else if (!same_disposition(now, previous->action)) {
+  struct sigaction now = current_disposition(number);
+  if (layer_of(now) == layer_index) now = replace_layer(layer_index, number, previous->action);
+  if (!same_disposition(now, previous->action)) {
     return LayerLeft::covered;  // somebody may still call our handler: the layer stays taken
   }
   layer.taken = false;
@@ -151,53 +150,21 @@ inline int choose_layer(int number, const struct sigaction& now,
   return spare;
 }
 
-/// Links `member` to `number`, and puts our handler in place if it isn't. `error` is set if the
-/// system refused. Under the lock, after enter_registry().
-inline Subscribed link_subscription(SignalMember& member, int number, int& error) noexcept {
-  const struct sigaction now = current_disposition(number);
-  int index = layer_of(now);
-  const bool join = index >= 0;
-  if (!join) {
-    const KeptDisposition* kept = keep_disposition(now);
-    if (kept == nullptr) return Subscribed::no_memory;
-    index = choose_layer(number, now, kept);
-    if (index < 0) return Subscribed::no_layer;
-  }
+/// Links `member` to `number` at the head of a layer's list.
+inline void link_at_head(SignalMember& member, int index, int number) noexcept {
   SignalLayer& layer = signal_registry.layers[index][number];
   SignalSubscription& link = member.subscriptions[number];
-  SignalSubscription* const head = layer.head.load(std::memory_order_relaxed);
   link.inbox = &member.inbox;
-  link.next.store(head, std::memory_order_relaxed);
-  // Before the handler is in place: it finds somebody from its first call on. Sequentially
-  // consistent for I6; and the link is complete by then.
-  layer.head.store(&link, std::memory_order_seq_cst);
-  if (!join) {
-    struct sigaction before {};
-    error = install_layer(index, number, &before);
-    if (error != 0) {
-      layer.head.store(head, std::memory_order_seq_cst);
-      wait_for_handlers();  // one may have been called through somebody else's
-      return Subscribed::refused;
-    }
-    // Somebody else's sigaction() came between our look and our own: theirs is what we replaced.
-    // (Unless ours was covered: theirs might lead to it, and the chain would bite its tail.)
-    if (!same_disposition(before, now) && (!layer.taken || !is_function(before))) {
-      if (const KeptDisposition* kept = keep_disposition(before)) {
-        layer.previous.store(kept, std::memory_order_release);
-      }
-    }
-  }
   link.layer = index;
-  layer.taken = true;
-  member.held.add(number);
-  return Subscribed::yes;
+  link.next.store(layer.head.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  // Sequentially consistent for I6; and the link is complete by then.
+  layer.head.store(&link, std::memory_order_seq_cst);
 }
 
-/// Unlinks `member` from `number`. The link must not be reused or freed before wait_for_handlers().
-inline LayerLeft unlink_subscription(SignalMember& member, int number) noexcept {
+/// Takes it out again. It must not be reused or freed before wait_for_handlers().
+inline void take_link_out(SignalMember& member, int number) noexcept {
   SignalSubscription& link = member.subscriptions[number];
-  SignalLayer& layer = signal_registry.layers[link.layer][number];
-  std::atomic<SignalSubscription*>* at = &layer.head;
+  std::atomic<SignalSubscription*>* at = &signal_registry.layers[link.layer][number].head;
   for (;;) {
     SignalSubscription* next = at->load(std::memory_order_relaxed);
     if (next == &link) break;
@@ -205,9 +172,63 @@ inline LayerLeft unlink_subscription(SignalMember& member, int number) noexcept 
   }
   // The link itself still points on, for a handler that stands on it.
   at->store(link.next.load(std::memory_order_relaxed), std::memory_order_seq_cst);
-  member.held.remove(number);
-  const int index = link.layer;
   link.layer = -1;
+}
+
+/// Our handler has taken the place of `replaced`, where `expected` was seen: somebody else's sigaction()
+/// came in between, and theirs is what was there before. False if the layer can't be put over that.
+inline bool adopt_replaced(SignalLayer& layer, const struct sigaction& expected,
+                           const struct sigaction& replaced) noexcept {
+  if (same_disposition(replaced, expected)) return true;
+  // Theirs might lead to a layer that was covered, and the chain would bite its tail.
+  if (layer.taken && is_function(replaced)) return false;
+  const KeptDisposition* kept = keep_disposition(replaced);
+  if (kept == nullptr) return false;
+  layer.previous.store(kept, std::memory_order_release);
+  return true;
+}
+
+/// Links `member` to `number`, and puts our handler in place if it isn't. `error` is set if the
+/// system refused. Under the lock, after enter_registry().
+inline Subscribed link_subscription(SignalMember& member, int number, int& error) noexcept {
+  struct sigaction now = current_disposition(number);
+  for (int turn = 0;; ++turn) {
+    int index = layer_of(now);
+    const bool join = index >= 0;
+    if (!join) {
+      const KeptDisposition* kept = keep_disposition(now);
+      if (kept == nullptr) return Subscribed::no_memory;
+      index = choose_layer(number, now, kept);
+      if (index < 0) return Subscribed::no_layer;
+    }
+    SignalLayer& layer = signal_registry.layers[index][number];
+    // Before the handler is in place: it finds somebody from its first call on.
+    link_at_head(member, index, number);
+    if (!join) {
+      struct sigaction before {};
+      error = install_layer(index, number, &before);
+      // Who races with us without end has it as it was seen.
+      const bool again = error == 0 && turn < 100 && !adopt_replaced(layer, now, before);
+      if (again) now = replace_layer(index, number, before);
+      if (error != 0 || again) {
+        take_link_out(member, number);
+        wait_for_handlers();  // one may have been called through somebody else's
+      }
+      if (error != 0) return Subscribed::refused;
+      if (again) continue;
+    }
+    layer.taken = true;
+    member.held.add(number);
+    return Subscribed::yes;
+  }
+}
+
+/// Unlinks `member` from `number`. The link must not be reused or freed before wait_for_handlers().
+inline LayerLeft unlink_subscription(SignalMember& member, int number) noexcept {
+  const int index = member.subscriptions[number].layer;
+  const SignalLayer& layer = signal_registry.layers[index][number];
+  take_link_out(member, number);
+  member.held.remove(number);
   if (layer.head.load(std::memory_order_relaxed) != nullptr) return LayerLeft::restored;
   return leave_layer(index, number);
 }

@@ -147,6 +147,10 @@ inline bool is_function(const struct sigaction& action) noexcept {
   return action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
 }
 
+inline bool ignores(const struct sigaction& action) noexcept {
+  return !is_function(action) && action.sa_handler == SIG_IGN;
+}
+
 inline bool same_disposition(const struct sigaction& a, const struct sigaction& b) noexcept {
   unsigned differing = static_cast<unsigned>(a.sa_flags) ^ static_cast<unsigned>(b.sa_flags);
 #if defined(__linux__)
