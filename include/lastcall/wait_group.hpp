@@ -3,24 +3,25 @@
 //
 // Guards count as the kernel's percpu_ref does. A group starts in exact mode: one atomic word. When it
 // turns out to be busy it becomes fast: each thread counts in a slot of its own, by plain loads and
-// stores, inside a section (detail/thread_sections.hpp: S1 to S4, W1 to W3). The first waiter turns it
-// back: shuts the sections, waits them out, and moves the sum to the word, where zero is exact.
+// stores, in a section (detail/thread_sections.hpp: S1 to S3, W1 to W3). The first waiter turns it
+// back: shuts the sections, waits them out, and moves what they added up to to the word, where zero is exact.
 //
 // Invariants. The code in detail/group_count.hpp, the stress test and tests/model/wait_group.pml refer
 // to them by number.
 //
-//  G1  The number of members is the word's count, less its bias, plus the sum of all slots. A member
-//      is added once and taken away once, each by one read-modify-write of the word or by one store to
-//      a slot. Which thread takes it away doesn't matter: a slot, and the biased count, may be negative.
-//  G2  A slot is written by the thread of that number alone, in a section's S3, which it comes to only
-//      after S2 saw the word fast; or, when nobody is in S3, by who moves the sum (W3, under the lock).
-//      So no update is lost, and none falls between the sum and the move. A number changes hands, with
-//      whatever is in its slots, by release and acquire.
+//  G1  The number of members is the word's count, and in fast mode that less its bias, plus the sum of all
+//      slots, less the part of that sum that the word has already. A member is added once and taken away
+//      once, each by one read-modify-write of the word or by one store to a slot. Which thread takes it away
+//      doesn't matter: a slot (entries less leavings), and the biased count, may be negative.
+//  G2  A slot is written by the thread of that number alone, and gets a new value only in a section's S3
+//      whose S2 saw the word fast. So no update is lost, and none comes after W3. Nobody empties a slot:
+//      S1, with the value from before, may come at any time. A number changes hands, with whatever is in
+//      its slots, by release and acquire; and whose threads have slots is settled once.
 //  G3  `closed` and the count are bits of one word, and both ways in look at it: an entry in exact mode
 //      in the very operation that counts, a section in its S2. An entry that saw the door open is
 //      counted, or is in a section that a waiter will wait out: given and waited for, or refused.
-//  G4  The word becomes fast, or stops being so, under the lock only. Under the lock and not fast
-//      means: exact, slots all zero, nobody in S3. home_ changes only then.
+//  G4  The word becomes fast, or stops being so, under the lock only. Under the lock and not fast means:
+//      exact, all that the slots hold was moved, and no S2 that counts.
 //  G5  The list of waiters and `waiting` change under the lock. `waiting` is up while the list isn't
 //      empty; it goes up in an operation that sees a count above zero. While it is up the word is not
 //      made fast.
@@ -29,13 +30,13 @@
 //      `waiting` going down and the taking of the whole list are one critical section, whose unlock is
 //      its last touch. Nobody's wait() returns before: who finds the count zero does so under the lock,
 //      and who sleeps is released after. So the group may be destroyed when wait() has returned. A
-//      leaver in a section does not touch the group after S3, and W3 has waited for its S4.
+//      leaver in a section does not touch the group after S3, and W3 has waited for that.
 //  G7  A waiter's word is written once, last, by who took the list; only then, or after it unlinked
 //      itself under the lock, does the waiter leave. Woken by address. One zero releases exactly those
 //      who waited then, whatever enters afterwards: no round is missed, none is early.
 //  G8  All that a member did before it left happens before wait() returns. In exact mode: leavers
 //      release, read-modify-writes carry that on, and the last leaver or the waiter acquires. In a
-//      section: S4 releases, W3 acquires, and the move to the word releases it to other waiters.
+//      section: S3 releases, W3 acquires, and the move to the word releases it to other waiters.
 //  G9  Bare add()s are one member together: who raises their count from nothing enters, and who takes
 //      the last back leaves. So done() can take only what add() gave, and never a guard's place.
 //

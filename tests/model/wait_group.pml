@@ -1,6 +1,6 @@
 /* The protocol of WaitGroup: sections and slots, the move to the exact count, closing, the last leaver,
  * waiters with and without a deadline, destruction. G1 to G8 are the invariants at the head of
- * include/lastcall/wait_group.hpp, S1 to S4 and W1 to W3 those of include/lastcall/detail/thread_sections.hpp.
+ * include/lastcall/wait_group.hpp, S1 to S3 and W1 to W3 those of include/lastcall/detail/thread_sections.hpp.
  *
  * Check it (safety, and that nobody is stuck: a process that can't end is an invalid end state):
  *
@@ -22,14 +22,15 @@
  *    7  no bias while the count is moved: the central part goes below zero
  *    8  an entry looks at `closed` first and counts afterwards
  *    9  the group becomes fast while somebody waits
- *   10  the slots keep what was moved to the word
+ *   10  what was moved to the word is moved again the next time
  *   11  a waiter takes a zero that it sees without the lock
- *   12  S4 before S3: the section is over when the slot is written
+ *   12  who moves the sum empties the slots: a thread at S1 stores the old value once more
  *   13  who gives up doesn't look whether the last leaver took it off the list (needs -DTIMED)
  *
- * What is modelled: processors with store buffers (total store order), since S1, S3 and S4 are plain
+ * What is modelled: processors with store buffers (total store order), since S1 and S3 are plain
  * stores; an atomic read-modify-write waits until the buffer is empty. The word's fields are one word:
  * they change together, in one step. A compare-exchange loop is the step in which it succeeds.
+ * A slot's two words are one, since a thread is in one section at a time.
  * What is not: orders weaker than TSO (each memory order has its reason beside it in the code), more
  * than two threads with slots, names, bare add()s (two of them are one member, G9).
  */
@@ -46,13 +47,14 @@ bool fast, closed, waiting;
 short central;
 
 bool locked;
-short slot[THREADS];
-bool touching[THREADS];
+short moved_before; /* the part of the slots' sum that the word has */
 bool freed;
 
-/* Store buffers: kind (touching or slot), value. */
-#define TOUCHING 0
-#define SLOT 1
+/* The slots: a value, and whether its thread is inside. */
+short slot[THREADS];
+bool touching[THREADS];
+
+/* Store buffers of slots. */
 chan buffer0 = [4] of { bit, short };
 chan buffer1 = [4] of { bit, short };
 short slot_as_seen[THREADS]; /* by its own thread, past its buffer */
@@ -85,43 +87,38 @@ bool callers_are_done;
 
 #define drained(i) ((i == 0 && empty(buffer0)) || (i == 1 && empty(buffer1)))
 
-inline store(i, kind, value) {
+inline store(i, inside, value) {
   if
-  :: i == 0 -> buffer0 ! kind, value
-  :: i == 1 -> buffer1 ! kind, value
+  :: i == 0 -> buffer0 ! inside, value
+  :: i == 1 -> buffer1 ! inside, value
   fi
 }
 
-inline commit(i, kind, value) {
-  if
-  :: kind == TOUCHING -> touching[i] = value
-  :: kind == SLOT -> GROUP; slot[i] = value
-  fi
-}
+inline commit(i, inside, value) { GROUP; touching[i] = inside; slot[i] = value }
 
 active proctype flush0() {
-  bit kind; short value;
+  bit inside; short value;
 end:
   do
-  :: atomic { buffer0 ? kind, value -> commit(0, kind, value) }
+  :: atomic { buffer0 ? inside, value -> commit(0, inside, value) }
   od
 }
 active proctype flush1() {
-  bit kind; short value;
+  bit inside; short value;
 end:
   do
-  :: atomic { buffer1 ? kind, value -> commit(1, kind, value) }
+  :: atomic { buffer1 ? inside, value -> commit(1, inside, value) }
   od
 }
 
 inline fence_everybody() {
   atomic {
     do
-    :: nempty(buffer0) -> buffer0 ? kind, value; commit(0, kind, value)
-    :: nempty(buffer1) -> buffer1 ? kind, value; commit(1, kind, value)
+    :: nempty(buffer0) -> buffer0 ? inside, value; commit(0, inside, value)
+    :: nempty(buffer1) -> buffer1 ? inside, value; commit(1, inside, value)
     :: empty(buffer0) && empty(buffer1) -> break
     od;
-    kind = 0; value = 0
+    inside = 0; value = 0
   }
 }
 
@@ -130,34 +127,34 @@ inline drop_lock() { GROUP; locked = false }
 
 #define open(refuse) (fast && !(refuse && closed))
 
-/* S1 to S4 in thread `i`. */
+/* S1 to S3 in thread `i`. It reads its slot a step before S1. */
 inline move_fast(i, by, refuse) {
   moved = false;
   atomic { GROUP; go = open(refuse) };
   if
   :: go ->
+     atomic { GROUP; own = slot_as_seen[i] };
 #ifdef SYMMETRIC
 #if BUG == 1
-     store(i, TOUCHING, 1);
+     atomic { slot_as_seen[i] = own; store(i, 1, own) };
 #else
-     atomic { drained(i) -> touching[i] = true };
+     atomic { drained(i) -> GROUP; slot_as_seen[i] = own; touching[i] = true; slot[i] = own };
 #endif
 #else
-     store(i, TOUCHING, 1); /* S1 */
+     atomic { slot_as_seen[i] = own; store(i, 1, own) }; /* S1 */
 #endif
 #if BUG != 3
      atomic { GROUP; go = open(refuse) }; /* S2 */
 #endif
-     if
-     :: go ->
-#if BUG == 12
-        store(i, TOUCHING, 0);
-#endif
-        atomic { slot_as_seen[i] = slot_as_seen[i] + by; store(i, SLOT, slot_as_seen[i]) }; /* S3 */
-        moved = true
-     :: else
-     fi;
-     store(i, TOUCHING, 0) /* S4 */
+     atomic { /* S3 */
+       if
+       :: go -> own = own + by; moved = true
+       :: else
+       fi;
+       slot_as_seen[i] = own;
+       store(i, 0, own);
+       own = 0
+     }
   :: else
   fi;
   go = false
@@ -293,12 +290,21 @@ inline become_exact(may_give_up) {
   :: else ->
      atomic { GROUP; sum = slot[0] };
      atomic { GROUP; sum = sum + slot[1] };
-#if BUG != 10
-     /* Nobody has anything of a slot in its buffer, or the assertion says so. */
+#if BUG == 12
      atomic { GROUP; slot[0] = 0; slot_as_seen[0] = 0 };
      atomic { GROUP; slot[1] = 0; slot_as_seen[1] = 0 };
-#endif
      atomic { GROUP; central = central + sum - the_bias; in_range; sum = 0 }
+#else
+     atomic {
+       GROUP;
+       central = central + sum - moved_before - the_bias;
+       in_range;
+#if BUG != 10
+       moved_before = sum;
+#endif
+       sum = 0
+     }
+#endif
   fi
 }
 
@@ -313,8 +319,8 @@ inline wait(w, may_give_up) {
   :: else ->
      take_lock();
      if
-     :: fast -> become_exact(may_give_up)
-     :: else
+     :: atomic { fast -> GROUP }; become_exact(may_give_up)
+     :: atomic { else -> GROUP; assert(slot[0] + slot[1] == moved_before) } /* G4 */
      fi;
      if
      :: gave_up -> drop_lock(); gave_up = false
@@ -369,7 +375,7 @@ inline wait(w, may_give_up) {
 chan handed = [1] of { bit };
 
 active proctype thread0() {
-  bool moved, go; bool taken[2];
+  bool moved, go; short own; bool taken[2];
   enter(0, true, 1);
   if
   :: moved -> moved = false; become_fast(); handed ! 1
@@ -385,7 +391,7 @@ active proctype thread0() {
 
 /* Takes over a membership, copies it (let in also once closed), leaves with both. */
 active proctype thread1() {
-  bool moved, go; bool taken[2]; bit is_in;
+  bool moved, go; short own; bool taken[2]; bit is_in;
   handed ? is_in;
   if
   :: is_in ->
@@ -400,7 +406,7 @@ active proctype thread1() {
 }
 
 active proctype closer() {
-  bit kind; short value; short sum; bool zero, gave_up; byte before;
+  bit inside; short value; short sum; bool zero, gave_up; byte before;
   closed = true;
   wait(0, false);
   assert(zero);
@@ -411,7 +417,7 @@ active proctype closer() {
 
 #ifndef ALONE
 active proctype waiter() {
-  bit kind; short value; short sum; bool zero, gave_up; byte before;
+  bit inside; short value; short sum; bool zero, gave_up; byte before;
   wait(1,
 #ifdef TIMED
        true

@@ -61,6 +61,28 @@ TEST_CASE("a thread may end with its guards out") {
   CHECK(group.wait_for(0s));
 }
 
+TEST_CASE("a group that is waited for over and over goes on with what its slots hold") {
+  WaitGroup group;
+  std::vector<Guard> guards;
+  for (int round = 0; round < 5; ++round) {
+    make_busy(group);
+    REQUIRE(WaitGroupAccess::is_fast(group));
+    // More enter here than leave here, and the other way round.
+    std::thread([&] {
+      for (int at = 0; at < 10; ++at) guards.push_back(group.enter());
+    }).join();
+    CHECK(group.count() == 10);
+    guards.resize(3);
+    CHECK(group.count() == 3);
+    CHECK_FALSE(group.wait_for(0s));
+    CHECK_FALSE(WaitGroupAccess::is_fast(group));
+    CHECK(group.count() == 3);
+    guards.clear();
+    CHECK(group.count() == 0);
+    CHECK(group.wait_for(0s));
+  }
+}
+
 TEST_CASE("the place of a thread that has ended goes to another") {
   WaitGroup group;
   make_busy(group);
@@ -68,7 +90,7 @@ TEST_CASE("the place of a thread that has ended goes to another") {
   for (int number = 0; number < 2100; ++number) {  // twice as many as there are places
     std::thread([&] {
       const Guard guard = group.enter();
-      if (lastcall::detail::thread_state.record == nullptr) ++without_place;
+      if (lastcall::detail::thread_state.sections == nullptr) ++without_place;
     }).join();
   }
   CHECK(without_place == 0);
@@ -276,11 +298,11 @@ TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
   support::Gate inside;
   support::Gate leave;
   std::thread stuck([&] {
-    auto* const record = lastcall::detail::ThreadSections::instance()->attach();
-    if (record != nullptr) record->open(WaitGroupAccess::section_of(group));
+    auto* const word = WaitGroupAccess::own_word(group);
+    if (word != nullptr) word->open(word->value(), lastcall::detail::thread_state.stamp);
     inside.open();
     leave.wait();
-    if (record != nullptr) record->close();
+    if (word != nullptr) word->close(word->value());
   });
   const bool came = inside.wait();
   const bool zero = group.wait_for(20ms);
@@ -308,6 +330,44 @@ TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
   CHECK_FALSE(early);
   CHECK_FALSE(second);
   CHECK(returned);
+}
+
+TEST_CASE("a forked child doesn't wait for a thread of its parent's that was inside a section") {
+  WaitGroup group;
+  make_busy(group);
+  support::Gate inside;
+  support::Gate leave;
+  std::thread stuck([&] {
+    auto* const word = WaitGroupAccess::own_word(group);
+    if (word != nullptr) word->open(word->value(), lastcall::detail::thread_state.stamp);
+    inside.open();
+    leave.wait();
+    if (word != nullptr) word->close(word->value());
+  });
+  const bool came = inside.wait();
+  const auto in_child = [&] {
+    Guard guard = group.enter();
+    const bool zero_too_early = group.wait_for(1ms);
+    guard.release();
+    if (zero_too_early || !group.wait_for(support::patience)) return 1;
+    make_busy(group);
+    int failures = 0;
+    // The number of the thread that is no more goes to another, with what is in its slot.
+    std::thread([&] {
+      const Guard own = group.enter();
+      failures += group.count() == 1 ? 0 : 1;
+    }).join();
+    return failures + (group.wait_for(support::patience) ? 0 : 1);
+  };
+  const int failures = support::in_child_process(in_child);
+  const int of_grandchild =
+      support::in_child_process([&] { return support::in_child_process(in_child); });
+  leave.open();
+  stuck.join();
+  CHECK(came);
+  CHECK(failures == 0);
+  CHECK(of_grandchild == 0);
+  CHECK(group.wait_for(0s));
 }
 
 TEST_CASE("in a forked child a new group works, whatever the parent's threads were doing") {

@@ -36,11 +36,11 @@ class alignas(cache_line) GroupCount {
 
   /// Counts one in, unless a flag of `refuse` is up (0 or `closed`).
   bool enter(std::uint64_t refuse) noexcept {
-    return move_fast(1, refuse) || enter_centrally(refuse);
+    return count_fenced(&Slot::entered, refuse) || enter_centrally(refuse);
   }
   /// Counts one out. Nothing of this object is touched after that (G6).
   void leave() noexcept {
-    if (!move_fast(std::uintptr_t{0} - 1, 0)) leave_centrally();
+    if (!count_fenced(&Slot::left, 0)) leave_centrally();
   }
 
   /// G3: lock-free, and no system call.
@@ -71,7 +71,11 @@ class alignas(cache_line) GroupCount {
   /// Until the count is zero (true) or the deadline passes.
   bool wait_until(Clock::time_point deadline) noexcept;
 
-  /// For tests: whether threads count in slots of their own now, and how many threads wait.
+  /// For tests: a word of the calling thread's, whether threads count in them now, how many threads wait.
+  SectionWord* own_word() noexcept {
+    if (!prepare_thread(true)) return nullptr;
+    return &slot_of(thread_state)->left;
+  }
   bool is_fast() const noexcept { return (word_.load(std::memory_order_acquire) & fast) != 0; }
   std::size_t waiters() noexcept {
     std::size_t sum = 0;
@@ -82,9 +86,10 @@ class alignas(cache_line) GroupCount {
   }
 
  private:
-  // G2: written by the thread of that number only, and only inside a section.
+  // G2: of one thread. Two words, so that neither waits for the other's last store.
   struct alignas(cache_line) Slot {
-    std::atomic<std::uintptr_t> count{0};
+    SectionWord entered;
+    SectionWord left;
   };
 
   // On the waiter's stack, linked in the group. G7: `released` is the last that anybody else does to it.
@@ -99,19 +104,27 @@ class alignas(cache_line) GroupCount {
   // that is waited for over and over, neither allocates nor fences.
   static constexpr std::uint32_t entries_to_fast = 64;
 
+  // What a sum of section words' values says.
+  static constexpr std::intptr_t number_in(std::uintptr_t sum) noexcept {
+    return static_cast<std::intptr_t>(sum) / static_cast<std::intptr_t>(SectionWord::one);
+  }
   static bool is_exact(std::uint64_t word) noexcept { return (word & count_mask) < exact_end; }
   static bool is_last(std::uint64_t word) noexcept {
     return (word & (count_mask | waiting)) == (waiting | 1);
   }
 
-  bool move_fast(std::uintptr_t by, std::uint64_t refuse) noexcept;
+  static bool is_open(std::uint64_t word, std::uint64_t refuse) noexcept;
+  Slot* slot_of(const ThreadState& thread) noexcept;
+  bool count_fenced(SectionWord Slot::*which, std::uint64_t refuse) noexcept;
+  bool count_here(SectionWord Slot::*which, std::uint64_t refuse) noexcept;
   bool enter_centrally(std::uint64_t refuse) noexcept;
   void leave_centrally() noexcept;
   bool leave_as_last() noexcept;
   bool prepare_thread(bool may_allocate) noexcept;
-  bool make_slots(std::uint32_t chunk) noexcept;
+  bool make_slots(std::size_t chunk) noexcept;
   void become_fast() noexcept;
   bool become_exact(Clock::time_point deadline) noexcept;
+  bool wait_out(Clock::time_point deadline) const noexcept;
   std::uintptr_t slots_sum() const noexcept;
   std::size_t sum_up() const noexcept;
   bool try_lock_for(unsigned turns) noexcept;
@@ -122,44 +135,77 @@ class alignas(cache_line) GroupCount {
 
   // The first cache line is read by everybody, and in fast mode written by nobody.
   std::atomic<std::uint64_t> word_{0};
-  std::atomic<ThreadSections*> home_{nullptr};  // whose threads have slots; G4
+  std::atomic<ThreadSections*> home_{
+      nullptr};  // whose threads have slots: set once, before the word is fast
   std::atomic<Slot*> chunks_[ChunkPlace::chunks]{};
   // The second is for slower times.
-  SpinLock lock_;  // G5: guards home_, the slots' sum, the list of waiters
+  SpinLock lock_;                         // G5: guards home_, moved_, the list of waiters
+  std::atomic<std::uintptr_t> moved_{0};  // the part of the slots' sum that the word has; G1
   std::atomic<std::uint32_t> entries_{0};
   Waiter* first_ = nullptr;
   Waiter* last_ = nullptr;
 };
 
-// The section of thread_sections.hpp, S1 to S4, around one addition to the thread's own slot. False: not
-// counted, take the central word.
-inline bool GroupCount::move_fast(std::uintptr_t by, std::uint64_t refuse) noexcept {
+// Fast, and not refused. `fast` is the sign, and `closed` the bit below: a comparison without a mask.
+inline bool GroupCount::is_open(std::uint64_t word, std::uint64_t refuse) noexcept {
+  static_assert(fast == std::uint64_t{1} << 63 && closed == fast >> 1);
+  const auto end = static_cast<std::int64_t>(refuse == 0 ? 0 : fast | closed);
+  return static_cast<std::int64_t>(word) < end;
+}
+
+// Null: its chunk isn't there.
+inline GroupCount::Slot* GroupCount::slot_of(const ThreadState& thread) noexcept {
+  static_assert(sizeof(Slot) == cache_line);
+  // acquire: the chunk may have been made by another thread just now.
+  Slot* const slots = chunks_[thread.chunk].load(std::memory_order_acquire);
+  if (slots == nullptr) return nullptr;
+  return reinterpret_cast<Slot*>(reinterpret_cast<char*>(slots) + thread.offset);
+}
+
+// The section of thread_sections.hpp, S1 to S3, around one more in a word of the thread's own slot. False: not
+// counted. Here if S1 is a plain store; what is slower or missing is the others'.
+inline bool GroupCount::count_fenced(SectionWord Slot::*which, std::uint64_t refuse) noexcept {
   // Looked at before S1 too, so that a thread makes no more sections once it saw that they are over:
-  // whoever waits for it (W3) waits for one at most.
-  if ((word_.load(std::memory_order_relaxed) & (fast | refuse)) != fast) return false;
-  ThreadRecord* const mine = thread_state.record;
-  if (mine == nullptr) return false;
-  bool moved = false;
-  mine->open(this);
-  // seq_cst: S2. It also acquires what become_fast() released: home_, and slots that are zero.
-  if ((word_.load(std::memory_order_seq_cst) & (fast | refuse)) == fast &&
-      home_.load(std::memory_order_relaxed) == mine->sections) {
-    // acquire: the chunk may have been made by another thread just now.
-    Slot* const slots = chunks_[mine->place.chunk].load(std::memory_order_acquire);
-    if (slots != nullptr) {
-      std::atomic<std::uintptr_t>& count = slots[mine->place.offset].count;
-      // relaxed: only this thread writes it (G2), and close() publishes it.
-      count.store(count.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
-      moved = true;
-    }
-  }
-  mine->close();
-  return moved;
+  // whoever waits for it (W3) waits for one at most. acquire: home_, which was set before.
+  if (!is_open(word_.load(std::memory_order_acquire), refuse)) return false;
+  const ThreadState& mine = thread_state;
+  // relaxed: set once, before the word was first fast.
+  if (home_.load(std::memory_order_relaxed) != mine.fenced) return false;
+  Slot* const slot = slot_of(mine);
+  if (slot == nullptr) return false;
+  SectionWord& own = slot->*which;
+  const std::uintptr_t value = own.value();
+  own.open_fenced(value, mine.stamp);
+  // seq_cst: S2.
+  const bool counts = is_open(word_.load(std::memory_order_seq_cst), refuse);
+  own.close(counts ? value + SectionWord::one : value);
+  return counts;
+}
+
+// The same with whatever S1 is here, and for a thread that may have got its slot just now.
+[[gnu::noinline]] inline bool GroupCount::count_here(SectionWord Slot::*which,
+                                                     std::uint64_t refuse) noexcept {
+  const ThreadState& mine = thread_state;
+  if (mine.fenced != nullptr) return count_fenced(which, refuse);
+  if (!is_open(word_.load(std::memory_order_acquire), refuse)) return false;
+  if (mine.sections == nullptr || home_.load(std::memory_order_relaxed) != mine.sections)
+    return false;
+  Slot* const slot = slot_of(mine);
+  if (slot == nullptr) return false;
+  SectionWord& own = slot->*which;
+  const std::uintptr_t value = own.value();
+  own.open(value, mine.stamp);
+  const bool counts = is_open(word_.load(std::memory_order_seq_cst), refuse);
+  own.close(counts ? value + SectionWord::one : value);
+  return counts;
 }
 
 [[gnu::noinline]] inline bool GroupCount::enter_centrally(std::uint64_t refuse) noexcept {
   std::uint64_t seen = word_.load(std::memory_order_relaxed);
-  if ((seen & (fast | refuse)) == fast && prepare_thread(true) && move_fast(1, refuse)) return true;
+  if ((seen & (fast | refuse)) == fast && prepare_thread(true) &&
+      count_here(&Slot::entered, refuse)) {
+    return true;
+  }
   do {
     // Tried in the same operation that counts, so that nobody enters after a close() and a zero.
     if ((seen & refuse) != 0) return false;
@@ -178,7 +224,7 @@ inline bool GroupCount::move_fast(std::uintptr_t by, std::uint64_t refuse) noexc
 
 [[gnu::noinline]] inline void GroupCount::leave_centrally() noexcept {
   std::uint64_t seen = word_.load(std::memory_order_relaxed);
-  if ((seen & fast) != 0 && prepare_thread(false) && move_fast(std::uintptr_t{0} - 1, 0)) return;
+  if ((seen & fast) != 0 && prepare_thread(false) && count_here(&Slot::left, 0)) return;
   for (;;) {
     if (is_last(seen)) {
       if (leave_as_last()) return;
@@ -219,25 +265,25 @@ inline bool GroupCount::move_fast(std::uintptr_t by, std::uint64_t refuse) noexc
   return true;
 }
 
-// The calling thread gets what move_fast() found missing: a record, a slot.
+// The calling thread gets what count_fenced() found missing: a place, a slot.
 [[gnu::noinline]] inline bool GroupCount::prepare_thread(bool may_allocate) noexcept {
   ThreadSections* const all = ThreadSections::instance();
-  // relaxed, as the chunk below: guesses, which move_fast() makes good in its section.
+  // relaxed, as the chunk below: guesses, which count_here() makes good.
   if (all == nullptr || all != home_.load(std::memory_order_relaxed)) return false;
-  const ThreadRecord* const mine = all->attach();
-  if (mine == nullptr) return false;
-  if (chunks_[mine->place.chunk].load(std::memory_order_relaxed) != nullptr) return true;
-  return may_allocate && make_slots(mine->place.chunk);
+  if (!all->attach()) return false;
+  const std::size_t chunk = thread_state.chunk;
+  if (chunks_[chunk].load(std::memory_order_relaxed) != nullptr) return true;
+  return may_allocate && make_slots(chunk);
 }
 
-inline bool GroupCount::make_slots(std::uint32_t chunk) noexcept {
+inline bool GroupCount::make_slots(std::size_t chunk) noexcept {
   std::atomic<Slot*>& place = chunks_[chunk];
   if (place.load(std::memory_order_relaxed) != nullptr) return true;
-  Slot* const fresh = make_chunk<Slot>(chunk);
+  Slot* const fresh = make_chunk<Slot>(static_cast<std::uint32_t>(chunk));
   if (fresh == nullptr) return false;
   Slot* nobodys = nullptr;
-  // release: the zeros. Who sums up after W3 has acquired it from the section that used it.
-  if (!place.compare_exchange_strong(nobodys, fresh, std::memory_order_release,
+  // seq_cst: stands before its threads' S1 in the order that W3 relies on, and releases the zeros.
+  if (!place.compare_exchange_strong(nobodys, fresh, std::memory_order_seq_cst,
                                      std::memory_order_relaxed)) {
     free_chunk(fresh);
   }
@@ -248,14 +294,15 @@ inline bool GroupCount::make_slots(std::uint32_t chunk) noexcept {
 [[gnu::cold, gnu::noinline]] inline void GroupCount::become_fast() noexcept {
   entries_.store(0, std::memory_order_relaxed);
   ThreadSections* const all = ThreadSections::instance();
-  const ThreadRecord* const mine = all == nullptr ? nullptr : all->attach();
-  if (mine == nullptr || !make_slots(mine->place.chunk)) return;
+  if (all == nullptr || !all->attach() || !make_slots(thread_state.chunk)) return;
   if (!lock_.try_lock()) return;
-  std::uint64_t seen = word_.load(std::memory_order_relaxed);
-  // G4: under the lock and not fast means exact, and that no thread is or comes into a section's S3.
+  ThreadSections* const home = home_.load(std::memory_order_relaxed);
+  // G4. Whose threads have slots is settled once: a slot has one writer (G2).
+  std::uint64_t seen =
+      home == nullptr || home == all ? word_.load(std::memory_order_relaxed) : closed;
   while ((seen & (fast | closed | waiting)) == 0) {
     home_.store(all, std::memory_order_relaxed);
-    // release: home_, and the zeros in the slots.
+    // release: home_.
     if (word_.compare_exchange_weak(seen, (seen + bias) | fast, std::memory_order_release,
                                     std::memory_order_relaxed)) {
       break;
@@ -264,40 +311,52 @@ inline bool GroupCount::make_slots(std::uint32_t chunk) noexcept {
   lock_.unlock();
 }
 
-// Under the lock. W1 to W3, and then the slots' counts are moved to the word. False: the deadline passed
-// while a thread was still inside; then all is as before.
+// Under the lock. W1 to W3, and then what came to the slots since the last time is moved to the word. False:
+// the deadline passed while a thread was still inside; then all is as before.
 [[gnu::noinline]] inline bool GroupCount::become_exact(Clock::time_point deadline) noexcept {
   word_.fetch_and(~fast,
                   std::memory_order_seq_cst);  // W1; seq_cst: stands before W3's loads for all
-  if (!home_.load(std::memory_order_relaxed)->wait_out(this, deadline)) {
+  if (!wait_out(deadline)) {
     word_.fetch_or(fast, std::memory_order_seq_cst);
     return false;
   }
   const std::uintptr_t sum = slots_sum();
-  for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
-    Slot* const slots = chunks_[chunk].load(std::memory_order_acquire);
-    if (slots == nullptr) continue;
-    for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
-      slots[at].count.store(0, std::memory_order_relaxed);
-    }
-  }
-  // A sum is negative if more left than entered by way of slots. release: what wait_out() acquired from
+  const std::intptr_t moved = number_in(sum - moved_.load(std::memory_order_relaxed));
+  moved_.store(sum, std::memory_order_relaxed);
+  // The number is negative if more left than entered by way of slots. release: what wait_out() acquired from
   // the leavers in sections, for a waiter that another thread will wake.
-  word_.fetch_add(static_cast<std::uint64_t>(static_cast<std::intptr_t>(sum)) - bias,
-                  std::memory_order_acq_rel);
+  word_.fetch_add(static_cast<std::uint64_t>(moved) - bias, std::memory_order_acq_rel);
   entries_.store(0, std::memory_order_relaxed);
   return true;
 }
 
-// acquire: a chunk that is seen is zeroed. relaxed: after W3 the counts are stable and seen (S4 releases); without
-// it the sum is a snapshot that nobody promised.
+// W2 and W3.
+inline bool GroupCount::wait_out(Clock::time_point deadline) const noexcept {
+  const ThreadSections* const home = home_.load(std::memory_order_relaxed);
+  home->fence();
+  for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
+    // seq_cst: a chunk that isn't seen here was published after W2, by a thread whose S2 is later still.
+    const Slot* const slots = chunks_[chunk].load(std::memory_order_seq_cst);
+    if (slots == nullptr) continue;
+    for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
+      if (!home->wait_out(slots[at].entered, deadline) ||
+          !home->wait_out(slots[at].left, deadline)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+// acquire: a chunk that is seen is zeroed. relaxed: after W3 the values are stable and seen (S3 releases);
+// without it the sum is a snapshot that nobody promised.
 inline std::uintptr_t GroupCount::slots_sum() const noexcept {
   std::uintptr_t sum = 0;
   for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
     const Slot* const slots = chunks_[chunk].load(std::memory_order_acquire);
     if (slots == nullptr) continue;
     for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
-      sum += slots[at].count.load(std::memory_order_relaxed);
+      sum += slots[at].entered.value() - slots[at].left.value();
     }
   }
   return sum;
@@ -305,10 +364,11 @@ inline std::uintptr_t GroupCount::slots_sum() const noexcept {
 
 inline std::size_t GroupCount::sum_up() const noexcept {
   const std::uint64_t seen = word_.load(std::memory_order_acquire);
-  const auto central = static_cast<std::int64_t>(seen & count_mask) -
-                       static_cast<std::int64_t>(is_exact(seen) ? 0 : bias);
+  const auto central = static_cast<std::int64_t>(seen & count_mask);
+  if (is_exact(seen)) return static_cast<std::size_t>(central);
+  const std::uintptr_t since = slots_sum() - moved_.load(std::memory_order_relaxed);
   const std::int64_t sum =
-      central + static_cast<std::int64_t>(static_cast<std::intptr_t>(slots_sum()));
+      central - static_cast<std::int64_t>(bias) + std::int64_t{number_in(since)};
   return sum < 0 ? 0 : static_cast<std::size_t>(sum);
 }
 

@@ -1,35 +1,38 @@
 // Sections: how a thread says, without one atomic read-modify-write, "I am inside that object now", and
 // how another waits until nobody is.
 //
-// This is the read side of user-space RCU, cut down to what a WaitGroup needs. Each thread has a record
-// of its own, which outlives it. A section is
+// This is the read side of user-space RCU, cut down to what a WaitGroup needs. Each thread has words of
+// its own in each object, with a value that it alone writes and a stamp that is there while it is inside. A
+// section of such a word is
 //
-//   S1  touching = object        a plain store
+//   S1  word = value | stamp     a plain store
 //   S2  is the object open?      a load of the object's word
-//   S3  use the object           only if S2 said so
-//   S4  touching = nullptr       a release store, and the last that the section does
+//   S3  word = a new value       only if S2 said so, else the old one; without the stamp. A release store,
+//                                and the last that the section does
 //
-// and who wants the object for itself does
+// and who wants the values for itself does
 //
 //   W1  shut the object          an atomic change of its word
 //   W2  fence every thread       membarrier(2), private and expedited
-//   W3  wait until no record says `touching == object`
+//   W3  wait until no word has the stamp
 //
-// After W3 no thread is in S3, and none will come: that is Dekker's argument with one side's fence paid
+// After W3 no word changes its value, and none will: that is Dekker's argument with one side's fence paid
 // by the other. When the kernel runs W2 on a thread's processor, that thread is somewhere in its program.
 // Before S2: then its S2 comes after W1 and sees the object shut. After S2, hence after S1 (only the
 // compiler could swap them, and is forbidden to): then S1 is in memory before W3 reads it. A thread that
-// isn't running went through the scheduler, which fences too. What S3 wrote is seen after W3 because S1
-// and S4 are release stores and W3 reads with acquire: whichever of this thread's later values W3 finds,
-// all that came before it is visible.
+// isn't running went through the scheduler, which fences too. What the thread did before S3 is seen after
+// W3, because S3 is a release store and W3 reads with acquire. S1 stores no new value: so a thread that comes
+// too late changes nothing, and nobody else ever writes the word.
 //
 // Where membarrier is missing (another system, an old kernel, a seccomp filter), and under
 // ThreadSanitizer, which knows no such fence, S1 is a sequentially consistent exchange and W2 nothing:
 // then S1, S2, W1 and W3 stand in the one order of all sequentially consistent operations, and the same
-// argument holds without the kernel. It is decided once, when the first record is made.
+// argument holds without the kernel. It is decided once, when the first thread gets its place.
 //
 // A section must be a few instructions without calls: whoever is at W3 waits for it. A thread that is
-// preempted inside one holds W3 up until it runs again; one that ends (pthread_exit) is never inside.
+// preempted inside one holds W3 up until it runs again; one that ends (pthread_exit) is never inside. One that
+// fork() left behind in the parent may be, for ever: so the stamp is the number of forks, and W3 looks for this
+// process's only.
 #pragma once
 
 #include <lastcall/detail/config.hpp>
@@ -93,38 +96,48 @@ void free_chunk(T* chunk) noexcept {
 
 class ThreadSections;
 
-/// One thread's record. Never freed; when its thread ends, another thread takes it over.
-struct alignas(cache_line) ThreadRecord {
-  std::atomic<const void*> touching{nullptr};
-  // The rest is constant once the record is published.
-  ThreadSections* sections = nullptr;
-  ChunkPlace place{0, 0};
-  bool has_fence = false;
-
-  /// S1. Sections don't nest.
-  void open(const void* object) noexcept {
-    if (has_fence) {
-      touching.store(object, std::memory_order_release);
-      std::atomic_signal_fence(std::memory_order_seq_cst);  // keeps the compiler from moving S2 up
-    } else {
-      touching.exchange(object, std::memory_order_seq_cst);
-    }
-  }
-  /// S4. Touches the record only: the object may be gone the moment that this is seen.
-  void close() noexcept { touching.store(nullptr, std::memory_order_release); }
+/// What a thread knows of its place.
+struct ThreadState {
+  ThreadSections* sections = nullptr;  // null: it has none
+  ThreadSections* fenced = nullptr;    // the same if S1 is a plain store there, else null
+  // Its place in a table of chunks, as two numbers that need no more arithmetic.
+  std::size_t chunk = 0;
+  std::size_t offset = 0;  // in lines of the cache, as bytes
+  std::uintptr_t stamp = 0;
+  bool ending = false;         // no place any more for what runs late in a thread's life
+  std::uint16_t patience = 0;  // attempts to pass over after the table was found full
 };
 
-struct ThreadState {
-  ThreadRecord* record = nullptr;
-  bool ending = false;         // no record any more for what runs late in a thread's life
-  std::uint16_t patience = 0;  // attempts to pass over after the table was found full
+/// A word of one thread's in one object: the stamp below, above it a value that wraps.
+struct SectionWord {
+  static constexpr unsigned stamp_bits = sizeof(std::uintptr_t) >= 8 ? 16 : 4;
+  static constexpr std::uintptr_t stamp_mask = (std::uintptr_t{1} << stamp_bits) - 1;
+  static constexpr std::uintptr_t one = std::uintptr_t{1} << stamp_bits;
+
+  std::atomic<std::uintptr_t> word{0};
+
+  /// By its own thread. relaxed: nobody else writes it.
+  std::uintptr_t value() const noexcept {
+    return word.load(std::memory_order_relaxed) & ~stamp_mask;
+  }
+  /// S1 with W2's help. Sections don't nest. relaxed: it says nothing new, and W2 sees to the rest.
+  void open_fenced(std::uintptr_t value, std::uintptr_t stamp) noexcept {
+    word.store(value | stamp, std::memory_order_relaxed);
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // keeps the compiler from moving S2 up
+  }
+  /// S1 without.
+  void open(std::uintptr_t value, std::uintptr_t stamp) noexcept {
+    word.exchange(value | stamp, std::memory_order_seq_cst);
+  }
+  /// S3. The object may be gone the moment that this is seen.
+  void close(std::uintptr_t value) noexcept { word.store(value, std::memory_order_release); }
 };
 
 // Trivially destroyed and constant-initialised, so that reading it is one instruction in an executable.
 inline constinit thread_local ThreadState thread_state{};
 
-/// The records of all threads. One in a process; but a shared object with hidden symbols has one of its
-/// own, so an object remembers whose threads may use it (ThreadRecord::sections). Lives on the heap for
+/// The places of all threads. One in a process; but a shared object with hidden symbols has one of its
+/// own, so an object remembers whose threads may use it (ThreadState::sections). Lives on the heap for
 /// ever: it must survive the shared object that made it.
 class ThreadSections {
  public:
@@ -137,42 +150,38 @@ class ThreadSections {
     return found != nullptr ? found : make();
   }
 
-  /// The calling thread's record, made if need be. Null if it can have none: all are taken, there is no
-  /// memory, or the thread is at its end.
-  ThreadRecord* attach() noexcept {
+  /// Gives the calling thread a place if it has none. False if it can't: all are taken, or the thread is at
+  /// its end.
+  bool attach() noexcept {
     ThreadState& state = thread_state;
-    if (state.record != nullptr) return state.record->sections == this ? state.record : nullptr;
-    if (state.ending || !open_.load(std::memory_order_relaxed)) return nullptr;
+    if (state.sections != nullptr) return state.sections == this;
+    if (state.ending || !open_.load(std::memory_order_relaxed)) return false;
     if (state.patience != 0) {
       --state.patience;
-      return nullptr;
+      return false;
     }
-    ThreadRecord* const record = claim();
-    if (record == nullptr) {
+    if (!claim(state)) {
       state.patience = 256;
-      return nullptr;
+      return false;
     }
-    state.record = record;
-    return record;
+    return true;
   }
 
-  /// W2 and W3, for an object that was shut (W1) by a sequentially consistent change. False if
-  /// `deadline` passes while some thread is still inside.
-  bool wait_out(const void* object, Clock::time_point deadline) noexcept {
+  /// W2, after the object was shut (W1) by a sequentially consistent change.
+  void fence() const noexcept {
     if (has_fence_) fence_every_thread();
-    for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
-      // A chunk that isn't seen here was published after W2, by a thread whose S2 is later still.
-      ThreadRecord* const records = chunks_[chunk].load(std::memory_order_seq_cst);
-      if (records == nullptr) continue;
-      for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
-        Backoff backoff;
-        for (unsigned turn = 0; records[at].touching.load(std::memory_order_seq_cst) == object;
-             ++turn) {
-          backoff.pause();
-          if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline) {
-            return false;
-          }
-        }
+  }
+
+  /// W3 for one word. False if `deadline` passes while the thread is still inside.
+  bool wait_out(const SectionWord& slot, Clock::time_point deadline) const noexcept {
+    // relaxed: only a fork changes it.
+    const std::uintptr_t stamp = stamp_.load(std::memory_order_relaxed);
+    Backoff backoff;
+    for (unsigned turn = 0;
+         (slot.word.load(std::memory_order_seq_cst) & SectionWord::stamp_mask) == stamp; ++turn) {
+      backoff.pause();
+      if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline) {
+        return false;
       }
     }
     return true;
@@ -185,7 +194,7 @@ class ThreadSections {
   ThreadSections() noexcept = default;
 
   // With the shared object that made the key its destructor would be gone too. At the end of the
-  // process the same happens, and no thread gets a record after that.
+  // process the same happens, and no thread gets a place after that.
   class KeyKeeper {
    public:
     explicit KeyKeeper(ThreadSections* owner) noexcept : owner_(owner) {}
@@ -226,63 +235,50 @@ class ThreadSections {
 
   // A thread's end is noted by a pthread key and not by a thread_local destructor: registering one of
   // those allocates, and glibc ends the process if it can't.
-  ThreadRecord* claim() noexcept {
+  bool claim(ThreadState& state) noexcept {
     for (std::uint32_t word = 0; word < used_words; ++word) {
       std::uint64_t seen = used_[word].load(std::memory_order_relaxed);
       for (;;) {
         const auto bit = static_cast<std::uint32_t>(std::countr_one(seen));
         const std::uint32_t index = word * 64 + bit;
         if (bit == 64 || index >= ChunkPlace::capacity) break;
-        // acquire: pairs with the release in give_up(). The last owner's plain stores, to its record
-        // and to every group's slot of that number, come before ours.
+        // acquire: pairs with the release in give_up(). The last owner's plain stores, to every object's
+        // slot of that number, come before ours.
         if (!used_[word].compare_exchange_weak(seen, seen | (std::uint64_t{1} << bit),
                                                std::memory_order_acquire,
                                                std::memory_order_relaxed)) {
           continue;
         }
-        ThreadRecord* const record = record_at(ChunkPlace::of(index));
-        if (record != nullptr && ::pthread_setspecific(key_, record) == 0) return record;
-        give_up(index);
-        return nullptr;
+        if (::pthread_setspecific(key_, this) != 0) {
+          give_up(index);
+          return false;
+        }
+        const ChunkPlace place = ChunkPlace::of(index);
+        state.chunk = place.chunk;
+        state.offset = place.offset * cache_line;
+        state.stamp = stamp_.load(std::memory_order_relaxed);
+        state.fenced = has_fence_ ? this : nullptr;
+        state.sections = this;
+        return true;
       }
     }
-    return nullptr;
+    return false;
   }
 
   void give_up(std::uint32_t index) noexcept {
     used_[index / 64].fetch_and(~(std::uint64_t{1} << (index % 64)), std::memory_order_release);
   }
 
-  static std::uint32_t index_of(ChunkPlace place) noexcept {
-    return ChunkPlace::first_size * ((1U << place.chunk) - 1) + place.offset;
-  }
-
-  ThreadRecord* record_at(ChunkPlace place) noexcept {
-    std::atomic<ThreadRecord*>& chunk = chunks_[place.chunk];
-    ThreadRecord* records = chunk.load(std::memory_order_acquire);
-    if (records == nullptr) {
-      auto* const fresh = make_chunk<ThreadRecord>(place.chunk);
-      if (fresh == nullptr) return nullptr;
-      for (std::uint32_t at = 0; at < ChunkPlace::size_of(place.chunk); ++at) {
-        fresh[at].sections = this;
-        fresh[at].place = {place.chunk, at};
-        fresh[at].has_fence = has_fence_;
-      }
-      // seq_cst: stands before its threads' S1 in the order that wait_out() relies on.
-      if (chunk.compare_exchange_strong(records, fresh, std::memory_order_seq_cst)) {
-        records = fresh;
-      } else {
-        free_chunk(fresh);
-      }
-    }
-    return records + place.offset;
+  static std::uint32_t index_of(const ThreadState& state) noexcept {
+    return ChunkPlace::first_size * ((1U << state.chunk) - 1) +
+           static_cast<std::uint32_t>(state.offset / cache_line);
   }
 
   static void thread_ends(void* value) noexcept {
-    auto* const record = static_cast<ThreadRecord*>(value);
-    thread_state.record = nullptr;
-    thread_state.ending = true;
-    record->sections->give_up(index_of(record->place));
+    ThreadState& state = thread_state;
+    state.sections = state.fenced = nullptr;
+    state.ending = true;
+    static_cast<ThreadSections*>(value)->give_up(index_of(state));
   }
 
   // In a forked child there is one thread. The others may have been copied in the middle of a section,
@@ -290,19 +286,16 @@ class ThreadSections {
   static void child_begins() noexcept {
     ThreadSections* const all = of_process.load(std::memory_order_relaxed);
     if (all == nullptr) return;
-    const ThreadRecord* const mine = thread_state.record;
+    // Never zero, which is nobody's. Children of children, beyond the stamp's bits, begin again.
+    std::uintptr_t stamp =
+        (all->stamp_.load(std::memory_order_relaxed) + 1) & SectionWord::stamp_mask;
+    if (stamp == 0) stamp = 1;
+    all->stamp_.store(stamp, std::memory_order_relaxed);
     for (auto& word : all->used_) word.store(0, std::memory_order_relaxed);
-    if (mine != nullptr && mine->sections == all) {
-      const std::uint32_t index = index_of(mine->place);
-      all->used_[index / 64].store(std::uint64_t{1} << (index % 64), std::memory_order_relaxed);
-    }
-    for (std::uint32_t chunk = 0; chunk < ChunkPlace::chunks; ++chunk) {
-      ThreadRecord* const records = all->chunks_[chunk].load(std::memory_order_relaxed);
-      if (records == nullptr) continue;
-      for (std::uint32_t at = 0; at < ChunkPlace::size_of(chunk); ++at) {
-        if (records + at != mine) records[at].touching.store(nullptr, std::memory_order_relaxed);
-      }
-    }
+    if (thread_state.sections != all) return;
+    thread_state.stamp = stamp;
+    const std::uint32_t index = index_of(thread_state);
+    all->used_[index / 64].store(std::uint64_t{1} << (index % 64), std::memory_order_relaxed);
   }
 
 #if LASTCALL_LINUX && !defined(LASTCALL_TSAN) && defined(SYS_membarrier)
@@ -351,8 +344,8 @@ class ThreadSections {
   static inline constinit std::atomic<bool> being_made{false};
   // NOLINTEND(readability-identifier-naming)
 
-  std::atomic<ThreadRecord*> chunks_[ChunkPlace::chunks]{};
-  std::atomic<std::uint64_t> used_[used_words]{};  // a bit for each record that a live thread has
+  std::atomic<std::uint64_t> used_[used_words]{};  // a bit for each place that a live thread has
+  std::atomic<std::uintptr_t> stamp_{1};
   std::atomic<bool> open_{true};
   pthread_key_t key_{};
   bool has_fence_ = false;

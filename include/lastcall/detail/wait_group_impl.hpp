@@ -142,13 +142,13 @@ struct WaitGroupAccess {
     return all > named ? all - named : 0;
   }
 
-  /// For tests: whether threads count in slots now, how many wait, the list, what the sections name.
+  /// For tests: whether threads count in slots now, how many wait, the list, a word of the calling thread's slot.
   static bool is_fast(const WaitGroup& group) noexcept { return group.count_.is_fast(); }
   static std::size_t waiters(const WaitGroup& group) noexcept { return group.count_.waiters(); }
   static const NamedMembers& named_members(const WaitGroup& group) noexcept {
     return group.members_;
   }
-  static const void* section_of(const WaitGroup& group) noexcept { return &group.count_; }
+  static SectionWord* own_word(const WaitGroup& group) noexcept { return group.count_.own_word(); }
 };
 
 // "lastcall: WaitGroup destroyed with 2 members still in: 'flush' (db.cpp:42), 1 unnamed". Out of a
