@@ -1008,3 +1008,20 @@ TEST_CASE("an abort margin of zero cancels the abort token at the very end") {
   coordinator.request_shutdown();
   CHECK(coordinator.drain().outcome == Outcome::overrun);
 }
+
+TEST_CASE("the first to be named are asked about even when there is no time left") {
+  std::vector<lastcall::Straggler> many(20);
+  for (lastcall::Straggler& each : many) each.thread_id = lastcall::detail::current_thread_id();
+  many.front().thread_id = 0;  // nobody to ask about
+  lastcall::detail::ask_kernel(many, lastcall::Clock::time_point::min());
+  CHECK(many[0].waiting_in.empty());
+#if LASTCALL_LINUX
+  CHECK_FALSE(many[1].waiting_in.empty());
+  CHECK_FALSE(many[16].waiting_in.empty());
+#endif
+  CHECK(many[17].waiting_in.empty());
+  lastcall::detail::ask_kernel(many, lastcall::Clock::time_point::max());
+#if LASTCALL_LINUX
+  CHECK_FALSE(many[19].waiting_in.empty());
+#endif
+}
