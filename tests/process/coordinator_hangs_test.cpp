@@ -687,7 +687,7 @@ TEST_CASE("a forced end names its stragglers on the descriptor given, in whole l
   CHECK(contains(ended.err, "'hung hook' of stage 'service'"));
   CHECK(contains(ended.err, "'hung worker' of stage 'service'"));
   CHECK(contains(ended.err, "coordinator_hangs_test.cpp:"));
-  CHECK(contains(ended.err, "2 unnamed of stage 'service'"));
+  CHECK(contains(ended.err, "2 unnamed of stage 'service'\n"));
   CHECK(contains(ended.err, "of stage 'storage'"));
 #if LASTCALL_LINUX
   CHECK(contains(ended.err, "pause"));

@@ -410,6 +410,38 @@ TEST_CASE("a member that leaves while it is looked at stays in memory until then
   CHECK(group.wait_for(0s));
 }
 
+TEST_CASE("names on a list whose lock is held are passed by; those on the others are seen") {
+  using lastcall::detail::MemberView;
+  using lastcall::detail::NamedMember;
+  lastcall::detail::NamedMembers members;
+  CHECK(members.size() == 0);
+  members.prepare();
+  // One on each list: they go by thread, and are looked at in the order of these numbers.
+  std::array<NamedMember, 8> eight{{{"0", SourceLocation::current(), 8},
+                                    {"1", SourceLocation::current(), 1},
+                                    {"2", SourceLocation::current(), 2},
+                                    {"3", SourceLocation::current(), 3},
+                                    {"4", SourceLocation::current(), 4},
+                                    {"5", SourceLocation::current(), 5},
+                                    {"6", SourceLocation::current(), 6},
+                                    {"7", SourceLocation::current(), 7}}};
+  for (NamedMember& member : eight) members.link(member);
+  std::string outer;
+  const bool complete = members.visit([&](const MemberView& held) {
+    std::string inner;
+    CHECK_FALSE(members.visit([&](const MemberView& seen) { inner += seen.name; }));
+    std::string others = "01234567";
+    others.erase(others.find(held.name), 1);
+    CHECK(inner == others);
+    CHECK(members.size() == 8);
+    outer += held.name;
+  });
+  CHECK(complete);
+  CHECK(outer == "01234567");
+  for (NamedMember& member : eight) members.unlink(member);
+  CHECK(members.size() == 0);
+}
+
 TEST_CASE("members() may be called while others enter and leave") {
   WaitGroup group;
   std::atomic<bool> over{false};

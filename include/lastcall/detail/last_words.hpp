@@ -91,8 +91,10 @@ inline void write_last_words(EngineState& engine, std::string_view why,
   for (const Stage* stage = engine.first_stage; stage != nullptr;
        stage = EngineState::after(*stage)) {
     const WaitGroup& group = EngineState::group_of(*stage);
+    std::size_t met = 0;
     std::size_t passed_by = 0;
     const bool seen = WaitGroupAccess::visit_members(group, [&](const MemberView& member) noexcept {
+      ++met;
       if (passed_by != 0 || Clock::now() >= last_name) {
         ++passed_by;
         return;
@@ -110,8 +112,9 @@ inline void write_last_words(EngineState& engine, std::string_view why,
            << stage->name() << "'";
       line.write_to(fd);
     }
-    if (!seen) {
-      line << "lastcall:   " << static_cast<long long>(WaitGroupAccess::named_count(group))
+    const std::size_t named = seen ? met : WaitGroupAccess::named_count(group);
+    if (named > met) {
+      line << "lastcall:   " << static_cast<long long>(named - met)
            << " whose names can't be read, of stage '" << stage->name() << "'";
       line.write_to(fd);
     }

@@ -60,7 +60,7 @@ class NamedMembers {
     SpinLock lock;
     NamedMember* first = nullptr;
     NamedMember* last = nullptr;
-    std::size_t size = 0;
+    std::atomic<std::size_t> size{0};  // written under the lock, read by anybody
     std::uint64_t turns = 0;
   };
   struct Table {
@@ -94,7 +94,7 @@ class NamedMembers {
     member.previous = stripe.last;
     (stripe.last == nullptr ? stripe.first : stripe.last->next) = &member;
     stripe.last = &member;
-    ++stripe.size;
+    count(stripe, 1);
     stripe.lock.unlock();
   }
 
@@ -103,7 +103,7 @@ class NamedMembers {
     stripe.lock.lock();
     (member.previous == nullptr ? stripe.first : member.previous->next) = member.next;
     (member.next == nullptr ? stripe.last : member.next->previous) = member.previous;
-    --stripe.size;
+    count(stripe, -1);
     stripe.lock.unlock();
   }
 
@@ -129,16 +129,14 @@ class NamedMembers {
     return complete;
   }
 
-  /// How many there are; exact when nobody is entering or leaving. Bounded, as visit().
+  /// How many there are; exact when nobody is entering or leaving. Takes no lock: those that visit() passes
+  /// by count as well.
   std::size_t size() const noexcept {
     Table* const table = table_.load(std::memory_order_acquire);
     std::size_t sum = 0;
     if (table == nullptr) return sum;
-    for (Stripe& stripe : table->list) {
-      if (!try_lock_for(stripe.lock, 1000)) continue;
-      sum += stripe.size;
-      stripe.lock.unlock();
-    }
+    // relaxed: a figure, with nothing behind it.
+    for (const Stripe& stripe : table->list) sum += stripe.size.load(std::memory_order_relaxed);
     return sum;
   }
 
@@ -165,10 +163,12 @@ class NamedMembers {
       pinned_.reserve(room);
       for (Stripe& stripe : table.list) {
         stripe.lock.lock();
-        const bool fits = stripe.size <= pinned_.capacity() - pinned_.size();
+        // relaxed, as all under the lock.
+        const std::size_t there = stripe.size.load(std::memory_order_relaxed);
+        const bool fits = there <= pinned_.capacity() - pinned_.size();
         for (NamedMember* member = fits ? stripe.first : nullptr; member != nullptr;
              member = member->next) {
-          // relaxed: the stripe's lock keeps the one reference that there is from going.
+          // The stripe's lock keeps the one reference that there is from going.
           member->references.fetch_add(1, std::memory_order_relaxed);
           pinned_.push_back(member);
         }
@@ -192,6 +192,11 @@ class NamedMembers {
   };
 
  private:
+  // Under the stripe's lock, which orders the writers: relaxed, and no fetch_add().
+  static void count(Stripe& stripe, int change) noexcept {
+    const std::size_t before = stripe.size.load(std::memory_order_relaxed);
+    stripe.size.store(before + static_cast<std::size_t>(change), std::memory_order_relaxed);
+  }
   static bool try_lock_for(SpinLock& lock, unsigned turns) noexcept {
     while (!lock.try_lock()) {
       if (turns-- == 0) return false;
