@@ -607,6 +607,32 @@ TEST_CASE("stderr_observer ends with a summary: a bar for every stage and hook, 
   for (const std::string& line : lines) CHECK(line.size() <= 90);
 }
 
+TEST_CASE(
+    "An observer that sees another shutdown tells that one's times, and sums up that one only") {
+  const Clock::time_point first = Clock::now();
+  const Clock::time_point second = first + GENERATE(0ms, 3600000ms);
+  const std::string text = told([&](Observer& observer) {
+    const auto shutdown = [&](Clock::time_point request, const char* why, const char* who) {
+      const Clock::time_point end = request + 2s;
+      observer.on_request(request);
+      observer.on_event(phase("announced", request, why));
+      observer.on_event(event(EventKind::hook, EventResult::failed, "s", who, "no", request, end));
+      observer.on_event(event(EventKind::task, EventResult::overran, "s", who, "", request, end));
+      observer.on_event(phase("finished", end, "overrun"));
+    };
+    shutdown(first, "reason one", "early");
+    shutdown(second, "reason two", "late");
+  });
+  const std::size_t half = text.find("reason two");
+  REQUIRE(half != std::string::npos);
+  for (const char* const gone : {"reason one", "early"}) {
+    CHECK(contains(text.substr(0, half), gone));
+    CHECK_FALSE(contains(text.substr(half), gone));
+  }
+  CHECK(contains(text, "lastcall:   0.000 s  announced: reason two\n"));
+  CHECK(contains(text.substr(half), "lastcall:   2.000 s  hook s/late failed after 2.00 s: no\n"));
+}
+
 TEST_CASE("Names cannot forge lines or control the terminal") {
   const std::string text = told([](Observer& observer) {
     observer.on_event(event(EventKind::task, EventResult::ok, "ser\nvice",

@@ -90,6 +90,7 @@ class StderrObserver final : public Observer {
       append_summary(out, event);
       summary_ = {};
       story_.clear();
+      request_.reset();  // there may be another coordinator
     } else {
       append_event(out, event);
       if (request_) keep_for_summary(event);
