@@ -516,6 +516,61 @@ TEST_CASE("A SIGPIPE that the program itself has pending stays pending") {
   CHECK(code == 0);
 }
 
+namespace {
+
+// Leaves nothing but ones where the next call has its variables.
+[[gnu::noinline]] void soil_stack() {
+  volatile unsigned char dirt[8192];
+  for (volatile unsigned char& byte : dirt) byte = 0xff;
+}
+[[gnu::noinline]] sigset_t mask_while_writing() {
+  const lastcall::detail::QuietWrites quiet;
+  sigset_t mask;
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+  soil_stack();
+  return mask;
+}
+bool is_pending(int number) {
+  sigset_t pending;
+  sigemptyset(&pending);
+  ::sigpending(&pending);
+  return sigismember(&pending, number) == 1;
+}
+
+}  // namespace
+
+TEST_CASE("While it writes a thread has SIGPIPE and SIGTTOU blocked, and no other signal") {
+  sigset_t before;
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &before);
+  soil_stack();
+  const sigset_t meanwhile = mask_while_writing();
+  sigset_t after;
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &after);
+  for (int number = 1; number <= SIGRTMAX; ++number) {
+    INFO(number);
+    const bool ours = number == SIGPIPE || number == SIGTTOU;
+    CHECK(sigismember(&meanwhile, number) == (ours ? 1 : sigismember(&before, number)));
+    CHECK(sigismember(&after, number) == sigismember(&before, number));
+  }
+}
+
+TEST_CASE("A SIGPIPE that writing brought is taken back, and no other signal that is pending") {
+  const int code = support::in_child_process([] {
+    sigset_t only;
+    sigemptyset(&only);
+    sigaddset(&only, SIGHUP);
+    ::pthread_sigmask(SIG_BLOCK, &only, nullptr);
+    ::raise(SIGHUP);
+    {
+      const lastcall::detail::QuietWrites quiet;
+      ::raise(SIGPIPE);
+      soil_stack();
+    }
+    return is_pending(SIGHUP) && !is_pending(SIGPIPE) ? 0 : 1;
+  });
+  CHECK(code == 0);
+}
+
 TEST_CASE("stderr_observer tells each event in one readable line with the time since the request") {
   const std::string text = told([](Observer& observer) {
     const Clock::time_point request = Clock::now();

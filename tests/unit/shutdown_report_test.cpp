@@ -440,6 +440,20 @@ TEST_CASE("to_trace() gives microseconds since the request") {
   CHECK(trace.span("flush")["args"]["detail"].text == "no space");
 }
 
+TEST_CASE("to_trace() says of what belongs to a stage which one, and of nothing else") {
+  const Trace trace(bad_night());
+  CHECK(trace.span("listener")["args"]["stage"].text == "service");
+  CHECK(trace.span("importer")["args"]["stage"].text == "service");
+  CHECK(trace.span("flush")["args"]["stage"].text == "storage");
+  CHECK(trace.span("3 unnamed")["args"]["stage"].text == "storage");
+  const Json& phase = trace.span("draining")["args"];
+  CHECK(phase["begin_ns"].text == "1000000000");
+  for (const char* const key : {"stage", "result", "detail"}) {
+    INFO(key);
+    CHECK(phase[key].is(Json::Type::null));
+  }
+}
+
 TEST_CASE("to_trace() draws what began before the request from it on, and tells when it began") {
   const Trace trace(bad_night());
   const Json& worker = trace.span("worker");
