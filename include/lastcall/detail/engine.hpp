@@ -23,7 +23,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Engine& operator=(const Engine&) = delete;
 
   EngineState& state() noexcept { return state_; }
-  const EngineState& state() const noexcept { return state_; }
 
   /// Traps the signals and starts the two threads. All or nothing: std::system_error,
   /// std::invalid_argument (a signal that can't be trapped), std::logic_error (a SignalIgnore holds it).

@@ -88,7 +88,6 @@ class TaskCore final : public Counted {
   const void* owner() const noexcept { return hooks_.context; }
   /// Enter it, close it, wait for it, as you like: but a TaskGroup's is closed by wait_and_close().
   WaitGroup& group() noexcept { return group_; }
-  const WaitGroup& group() const noexcept { return group_; }
 
   /// Runs f(token) or f() on a new thread. False, and f is destroyed, if the group is closed. Throws
   /// std::system_error (EAGAIN) if there is no thread to be had, or std::bad_alloc: nobody has entered.
