@@ -132,12 +132,6 @@ double fire_deadlines() {
   return peer::cpu_milliseconds() - before;
 }
 
-double deadlines_late() {
-  if (lateness.empty()) fire_deadlines();
-  std::sort(lateness.begin(), lateness.end());
-  return static_cast<double>(lateness[lateness.size() * 99 / 100]) / 1e6;
-}
-
 std::optional<double> run(const peer::Case& which, double seconds) {
   const std::string& kind = which.kind;
   if (kind == "guard") return guard(which.threads, seconds);
@@ -147,7 +141,7 @@ std::optional<double> run(const peer::Case& which, double seconds) {
   if (kind == "signal_handler") return peer::pinned([&] { return signalled_in_handler(seconds); });
   if (kind == "deadline") return deadline(which.threads, seconds);
   if (kind == "deadlines_fire") return fire_deadlines();
-  if (kind == "deadlines_late") return deadlines_late();
+  if (kind == "deadlines_late") return peer::deadlines_late(lateness, &fire_deadlines);
   return std::nullopt;
 }
 

@@ -131,12 +131,6 @@ double fire_deadlines() {
   return peer::cpu_milliseconds() - before;
 }
 
-double deadlines_late() {
-  if (lateness.empty()) fire_deadlines();
-  std::sort(lateness.begin(), lateness.end());
-  return static_cast<double>(lateness[lateness.size() * 99 / 100]) / 1e6;
-}
-
 std::optional<double> run(const peer::Case& which, double seconds) {
   const std::string& kind = which.kind;
   if (kind == "signal") return peer::pinned([&] { return signalled(seconds); });
@@ -144,7 +138,7 @@ std::optional<double> run(const peer::Case& which, double seconds) {
   if (kind == "signal_handler") return peer::pinned([&] { return signalled_in_handler(seconds); });
   if (kind == "deadline" && which.threads == 1) return deadline(seconds);
   if (kind == "deadlines_fire") return fire_deadlines();
-  if (kind == "deadlines_late") return deadlines_late();
+  if (kind == "deadlines_late") return peer::deadlines_late(lateness, &fire_deadlines);
   return std::nullopt;
 }
 
