@@ -495,6 +495,40 @@ TEST_CASE(
   CHECK(ended.how == "exit 0");
 }
 
+TEST_CASE(
+    "after an abort an observer that hangs before the first stage has its share of what is left") {
+  ShutdownOptions options = quiet(60s);
+  options.abort_margin = 600ms;
+  options.repeat_window = 0ms;
+  // Half a second is what an observer has else, and 450 ms is what there is: once in five is enough.
+  bool in_time = false;
+  for (int round = 0; round < 5 && !in_time; ++round) {
+    const Ended ended = in_a_process([&] {
+      CancellationToken aborted;
+      options.observer = std::make_shared<support::Witness>([&](const lastcall::Event& event) {
+        if (event.name == "announced") {
+          ::kill(::getpid(), SIGINT);
+          aborted.wait();
+          std::this_thread::sleep_for(50ms);  // until the signal thread is through with it
+        }
+        if (event.name == "draining") hang();
+      });
+      ShutdownCoordinator coordinator(options);
+      aborted = coordinator.abort_token();
+      Stage& second = coordinator.stage("second", 10s);
+      coordinator.on_stop("stop", [] { say("first\n"); });
+      second.on_stop("stop", [] { say("second\n"); });
+      coordinator.request_shutdown();
+      coordinator.drain();
+      support::leave(0);
+    });
+    INFO(ended.err);
+    CHECK(ended.how == "exit 0");
+    in_time = ended.out == "first\nsecond\n";
+  }
+  CHECK(in_time);
+}
+
 TEST_CASE("the budgets of stages that begin late are their shares of what is left") {
   // With no margin the stages' budgets fill the whole grace period, less what the report needs.
   ShutdownOptions options = quiet(1200ms);
