@@ -12,8 +12,8 @@ First every test case runs with no mutant on, and what it could reach is noted: 
 test cases that pass it, and with no others (that is what a scan of who includes what would say, only more
 exactly), to the first failure: those that found other edits of the same header, then the shortest. A failure
 counts if the test case then passes without the edit, and fails once more with it; one that takes far longer than
-without it has failed, too. An edit that no test case passes has survived. Each test case runs in a process
-namespace of its own if that can be had (as root).
+without it has failed, too. An edit that no test case passes has survived, and so has one that none noticed in
+a quarter of an hour. Each test case runs in a process namespace of its own if that can be had (as root).
 
 Results are kept in build/mutation/results.jsonl, and what is there is not run again: stop it and start it at
 will. --again survived (or the names of mutants) forgets those results first. What survived and why nobody
@@ -23,9 +23,9 @@ could notice is in survivors.md. Needs Python 3, CMake, Catch2 and a compiler (C
 import argparse
 import collections
 import concurrent.futures
+import hashlib
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -49,6 +49,8 @@ MAP_SIZE = 65536
 # A test case may take so much longer than without a mutant, and then it hangs.
 PATIENCE_FACTOR = 8
 PATIENCE_SECONDS = 20.0
+# And so long all test cases together, with one mutant: those that are left then are not tried.
+PATIENCE_A_MUTANT = 900.0
 
 
 def say(text=""):
@@ -76,6 +78,10 @@ def read(path):
 
 
 # ---- which mutants there are, and which are tried -----------------------------------------------------
+
+
+def order_of(seed, mutant):
+    return hashlib.sha256(f"{seed} {mutant.name}".encode()).digest()
 
 
 class Headers:
@@ -117,11 +123,10 @@ class Headers:
         """So many mutants, by header; those in `discarded` are passed over."""
         offered = {}
         for name in sorted(self.sites):
-            # In each header's own order, so that a change in one leaves the others' choice alone.
+            # The order hangs on each mutant's own name, so that a change of a header leaves most of what was
+            # chosen, and what is known of it.
             order = {m.name: m for site in self.sites[name] for m in site.mutants}
-            order = sorted(order.values(), key=lambda m: m.name)
-            random.Random(f"{seed} {name}").shuffle(order)
-            offered[name] = order
+            offered[name] = sorted(order.values(), key=lambda m: order_of(seed, m))
         whole = sum(self.weights[name] for name in offered if offered[name])
         shares = {n: count * self.weights[n] / whole for n in offered if offered[n]}
         quota = {n: int(share) for n, share in shares.items()}
@@ -169,12 +174,13 @@ def compiler_to_use():
 
 
 def copy_project(headers):
-    """All but include/, which is woven."""
+    """All but include/, which is woven. What is no longer in the project goes from the copy, too."""
     # The standard headers that the headers under test include are precompiled along with Catch2. Theirs
     # are not: there are tests that put something else in a system call's place before they include them.
     standard = sorted({name for source in headers.sources.values()
                        for name in re.findall(r"^#include (<[a-z_]+>)", source, re.MULTILINE)} -
                       {"<coroutine>", "<expected>", "<print>", "<stop_token>"})
+    copied = {os.path.join("include", name) for name in headers.sources}
     for name in ["CMakeLists.txt", "cmake", "tests"]:
         path = os.path.join(ROOT, name)
         files = [path] if os.path.isfile(path) else [
@@ -185,7 +191,12 @@ def copy_project(headers):
             text = read(file)
             if file.endswith(os.path.join("support", "catch.hpp")):
                 text += "".join(f"#include {name}\n" for name in standard)
+            copied.add(os.path.relpath(file, ROOT))
             write_if_different(os.path.join(TREE, os.path.relpath(file, ROOT)), text)
+    for folder, _, files in os.walk(TREE):
+        for file in files:
+            if os.path.relpath(os.path.join(folder, file), TREE) not in copied:
+                os.remove(os.path.join(folder, file))
 
 
 def quiet(command, log, **more):
@@ -338,8 +349,10 @@ def baseline(cases, prefix, options, chosen):
         known = json.loads(read(path))
     except (OSError, ValueError):
         known = {}
-    # As long as a program is the same, so is what its test cases reach.
-    missing = [case for case in cases if known.get(case.name, {}).get("program") != case.program]
+    # As long as a program is the same, so is what its test cases reach. One that failed may have met a busy
+    # machine.
+    missing = [case for case in cases if known.get(case.name, {}).get("program") != case.program or
+               not known[case.name]["passes"]]
     if missing:
         say(f"running {len(missing)} test cases with no mutant on")
     lock = threading.Lock()
@@ -378,9 +391,11 @@ def judge(mutant, cases, prefix, killers):
     relevant = sorted((case for case in cases if mutant.name in case.reached),
                       key=lambda c: (-killers[mutant.header, c.name] / (1.0 + c.seconds), c.seconds))
     result = {"name": mutant.name, "header": mutant.header, "line": mutant.line, "kind": mutant.kind,
-              "verdict": "survived", "by": "", "cases": 0}
+              "verdict": "survived", "by": "", "cases": 0, "reached_by": len(relevant)}
     began = time.monotonic()
     for case in relevant:
+        if time.monotonic() - began > PATIENCE_A_MUTANT:
+            break
         limit = PATIENCE_SECONDS + PATIENCE_FACTOR * case.seconds
         result["cases"] += 1
         outcome, _ = run_case(case, prefix, mutant.number, limit)
@@ -437,7 +452,8 @@ def report(chosen, discarded, results):
     say()
     for mutant, entry in survivors:
         known = "explained" if mutant.name in explained else "not explained"
-        say(f"survived {entry['cases']} test cases, {known}: {mutant.diff()}")
+        cases = entry["cases"]
+        say(f"survived {cases} of {entry.get('reached_by', cases)} test cases, {known}: {mutant.diff()}")
     counted = sums[0] + sums[1]
     unexplained = sum(1 for mutant, _ in survivors if mutant.name not in explained)
     rate = 100.0 * sums[0] / counted if counted else 0.0
