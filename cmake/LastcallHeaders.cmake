@@ -2,8 +2,6 @@
 # exceptions and RTTI: a header that leans on what another happened to include does not compile here.
 file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
      "${PROJECT_SOURCE_DIR}/include/lastcall/*.hpp")
-# Interop headers need the library that they are about.
-list(FILTER headers EXCLUDE REGEX "^lastcall/interop/")
 
 set(alone_sources "")
 foreach(header IN LISTS headers)

@@ -1,4 +1,4 @@
-// 11: a service. HTTP by cpp-httplib, storage in SQLite, and a shutdown that loses nothing.
+// A service, the last of the course. HTTP by cpp-httplib, storage in SQLite, and a shutdown that loses nothing.
 //
 //   order_service DATABASE [--host ADDRESS] [--port N] [--announce MS] [--grace MS]
 //

@@ -241,6 +241,7 @@ class CancellationSource {
     return detail::cancel_node(node, record == nullptr ? &detail::cancelled_record : record);
   }
 
+  /// As its token's: one load.
   bool is_cancelled() const noexcept {
     const detail::Node* const node = get();
     return node != nullptr && detail::is_cancelled(node);

@@ -54,7 +54,9 @@ class Cause {
     return Cause(new detail::FailureRecord(std::move(error), std::move(message)));
   }
 
+  /// `none` for an empty cause.
   CauseKind kind() const noexcept { return record_ == nullptr ? CauseKind::none : record_->kind; }
+  /// Whether there is one.
   explicit operator bool() const noexcept { return record_ != nullptr; }
 
   /// In words: "SIGTERM from pid 812 (kubelet)", an exception's what(), the message given. Lives as

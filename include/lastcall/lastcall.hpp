@@ -1,4 +1,4 @@
-// The whole library. Each header also works alone; what stands in interop/ is included by who wants it.
+// The whole library. Each header also works alone.
 #pragma once
 
 #include <lastcall/blocking.hpp>

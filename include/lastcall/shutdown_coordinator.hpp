@@ -85,6 +85,7 @@ class ShutdownCoordinator {
   /// Drop what you are doing: cancelled when time is nearly up, or by a second Ctrl-C.
   CancellationToken abort_token() const noexcept { return state().abort_source.token(); }
 
+  /// How far the shutdown has come.
   Phase phase() const noexcept { return state().phase.load(std::memory_order_acquire); }
   /// For readiness probes: phase() is running.
   bool is_ready() const noexcept { return phase() == Phase::running; }
@@ -114,7 +115,7 @@ class ShutdownCoordinator {
   }
 
   /// Calls the function for each signal of that number, on a thread of its own, so that a reload that
-  /// hangs can't stop a drain. What it throws is written down. Throws std::logic_error for a number that
+  /// hangs can't stop a drain. What it throws is an event, and no failure of the shutdown. Throws std::logic_error for a number that
   /// has one already or is a shutdown signal, and otherwise what the constructor throws.
   void on_signal(int number, std::function<void(const SignalInfo&)> function) {
     engine_->on_signal(number, std::move(function));

@@ -56,6 +56,7 @@ class Stage {
   Stage& operator=(const Stage&) = delete;
   ~Stage() = default;
 
+  /// What reports call it.
   const std::string& name() const noexcept { return name_; }
 
   /// Cancelled when this stage's turn to stop has come, or at the abort.

@@ -4,7 +4,7 @@
 // Guards count as the kernel's percpu_ref does. A group starts in exact mode: one atomic word. When it
 // turns out to be busy it becomes fast: each thread counts in a slot of its own, by plain loads and
 // stores, in a section (detail/thread_sections.hpp: S1 to S3, W1 to W3). The first waiter turns it
-// back: shuts the sections, waits them out, and moves what they added up to to the word, where zero is exact.
+// back: shuts the sections, waits them out, and moves their sum to the word, where zero is exact.
 //
 // Invariants. The code in detail/group_count.hpp, the stress test and tests/model/wait_group.pml refer
 // to them by number.
@@ -41,7 +41,7 @@
 //      the last back leaves. So done() can take only what add() gave, and never a guard's place.
 //
 // What was tried, and what it gave (a guard entered and released, nanoseconds of processor time; one
-// thread | two on two cores; g++ 12 -O2, AMD Zen 5 as a virtual machine; bench/ measures it on yours):
+// thread | two on two cores; g++ 12 -O2, AMD Zen 5 as a virtual machine; tests/bench measures it on yours):
 //   two read-modify-writes of one word        10.0 | 32    the bare limit, and exact mode
 //   slots in sections, S1 an exchange         11.1 | 11.1  what there is without membarrier
 //   slots in sections                          2.1 | 2.2   this one (clang 14: 4.1 | 4.3)
@@ -55,8 +55,8 @@
 // the sum, but then each leaver would have to wake a waiter, who would add up all slots every time.
 //
 // fork(): the child has none of the parent's other threads, so a group in which they were in never
-// empties there; groups made in the child work. Signal handlers: close() and is_closed() may be used
-// there, nothing else.
+// empties there, and one at which they waited must not be used there; groups made in the child work.
+// Signal handlers: close() and is_closed() may be used there, nothing else.
 #pragma once
 
 #include <lastcall/detail/clock.hpp>

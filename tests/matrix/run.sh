@@ -65,7 +65,7 @@ bricks="blocking cancel_tree cancellation cause futex observer signal_inbox sign
         task_group ticker wait_group wait_group_memory wait_group_threads"
 brick_processes="no_exceptions signal_trap signal_trap_fork signal_trap_raise_again"
 
-headers() { (cd "$source_dir/include" && find lastcall -name '*.hpp' ! -path '*/interop/*' | sort); }
+headers() { (cd "$source_dir/include" && find lastcall -name '*.hpp' | sort); }
 
 # Compiles the headers named on standard input, each alone and twice in a row. $1: options.
 headers_alone() {

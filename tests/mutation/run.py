@@ -93,8 +93,7 @@ class Headers:
             for file in files:
                 path = os.path.join(folder, file)
                 name = os.path.relpath(path, include)
-                if not name.startswith(os.path.join("lastcall", "interop")):
-                    self.sources[name] = read(path)
+                self.sources[name] = read(path)
         active = self.active_lines(include)
         for name, source in self.sources.items():
             lines = active.get(name, set())

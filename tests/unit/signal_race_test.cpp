@@ -9,7 +9,6 @@
 #include <dlfcn.h>
 #include <signal.h>
 
-#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <initializer_list>
@@ -35,17 +34,24 @@ void beneath(int) { ++beneath_calls; }
 void rival(int) { ++rival_calls; }
 void second_rival(int) {}
 
-// Handlers that are put in place by somebody else just before our next changes, one for each.
-std::vector<void (*)(int)> planned;
+// What somebody else puts in place just before our next changes, one for each.
+std::vector<struct sigaction> planned;
 bool in_a_rival = false;
 
-/// Before our next changes of the disposition somebody else puts these handlers there.
+struct sigaction plain(void (*handler)(int)) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  ::sigemptyset(&action.sa_mask);
+  return action;
+}
+
+/// Before our next changes of the disposition somebody else puts these there.
 class Rivals {
  public:
-  explicit Rivals(std::vector<void (*)(int)> handlers) {
-    std::swap(planned, handlers);
-    std::reverse(planned.begin(), planned.end());
+  explicit Rivals(const std::vector<void (*)(int)>& handlers) {
+    for (auto at = handlers.rbegin(); at != handlers.rend(); ++at) planned.push_back(plain(*at));
   }
+  explicit Rivals(const struct sigaction& action) { planned.push_back(action); }
   Rivals(const Rivals&) = delete;
   Rivals& operator=(const Rivals&) = delete;
   ~Rivals() {
@@ -87,7 +93,7 @@ extern "C" int sigaction(int which, const struct sigaction* action, struct sigac
   static const auto real = reinterpret_cast<Function>(::dlsym(RTLD_NEXT, "sigaction"));
   if (which == number && action != nullptr && !planned.empty() && !in_a_rival) {
     in_a_rival = true;
-    set_handler(number, planned.back());
+    ::sigaction(number, &planned.back(), nullptr);
     planned.pop_back();
     in_a_rival = false;
   }
@@ -97,7 +103,7 @@ extern "C" int sigaction(int which, const struct sigaction* action, struct sigac
 TEST_CASE("a handler that comes while a trap is made is what was there before it") {
   const Beneath handler;
   {
-    std::optional<Rivals> now(std::in_place, std::vector<void (*)(int)>{rival});
+    std::optional<Rivals> now(std::in_place, plain(rival));
     const SignalTrap trap{number};
     now.reset();
     ::raise(number);
@@ -111,7 +117,7 @@ TEST_CASE("the same with a layer that is used again") {
   const Beneath handler;
   leave_a_covered_layer();
   {
-    std::optional<Rivals> now(std::in_place, std::vector<void (*)(int)>{rival});
+    std::optional<Rivals> now(std::in_place, plain(rival));
     SignalTrap trap{number};
     now.reset();
     ::raise(number);
@@ -123,11 +129,28 @@ TEST_CASE("the same with a layer that is used again") {
   CHECK(handler_of(number) == rival);
 }
 
+TEST_CASE("what comes back while a trap is made may be ours") {
+  const Beneath handler;
+  std::optional<SignalTrap> first(std::in_place, std::initializer_list<int>{number});
+  const auto ours = support::disposition_of(number);
+  set_handler(number, SIG_IGN);  // as system() does it for a while
+  std::optional<Rivals> now(std::in_place, ours);
+  std::optional<SignalTrap> second(std::in_place, std::initializer_list<int>{number});
+  now.reset();
+  ::raise(number);
+  CHECK(first->try_wait());
+  CHECK(second->try_wait());
+  CHECK(beneath_calls == 1);
+  first.reset();
+  second.reset();
+  CHECK(handler_of(number) == beneath);
+}
+
 TEST_CASE("a handler that comes while a trap goes stays") {
   const Beneath handler;
   {
     std::optional<SignalTrap> trap(std::in_place, std::initializer_list<int>{number});
-    const Rivals now({rival});
+    const Rivals now(plain(rival));
     trap.reset();
   }
   CHECK(handler_of(number) == rival);
@@ -139,7 +162,7 @@ TEST_CASE("of two handlers that come while a trap goes the later stays") {
   const Beneath handler;
   {
     std::optional<SignalTrap> trap(std::in_place, std::initializer_list<int>{number});
-    const Rivals now({rival, second_rival});
+    const Rivals now(std::vector<void (*)(int)>{rival, second_rival});
     trap.reset();
   }
   CHECK(handler_of(number) == second_rival);
@@ -153,7 +176,7 @@ TEST_CASE("a handler that comes as ours steps aside stays") {
   trap.reset();
   ::sigaction(number, &ours, nullptr);  // as who saved it and puts it back
   {
-    const Rivals now({second_rival});
+    const Rivals now(plain(second_rival));
     ::raise(number);
   }
   CHECK(handler_of(number) == second_rival);
@@ -163,7 +186,7 @@ TEST_CASE("a handler that comes as ours steps aside stays") {
 TEST_CASE("a handler that comes while a signal is being ignored is put back later") {
   const Beneath handler;
   {
-    std::optional<Rivals> now(std::in_place, std::vector<void (*)(int)>{rival});
+    std::optional<Rivals> now(std::in_place, plain(rival));
     const SignalIgnore ignore(number);
     now.reset();
     CHECK(handler_of(number) == SIG_IGN);
@@ -175,7 +198,7 @@ TEST_CASE("a handler that comes as a signal is no longer ignored stays") {
   const Beneath handler;
   {
     std::optional<SignalIgnore> ignore(std::in_place, number);
-    const Rivals now({rival});
+    const Rivals now(plain(rival));
     ignore.reset();
   }
   CHECK(handler_of(number) == rival);

@@ -13,8 +13,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -330,6 +333,65 @@ TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
   CHECK_FALSE(early);
   CHECK_FALSE(second);
   CHECK(returned);
+}
+
+namespace {
+
+// Called in forked children before the library's own hook, which is younger.
+std::function<void()> first_in_child;
+const int hooked = ::pthread_atfork(nullptr, nullptr, [] {
+  if (first_in_child) first_in_child();
+});
+
+}  // namespace
+
+TEST_CASE("a thread that a hook starts in the child before ours has no place from before") {
+  REQUIRE(hooked == 0);
+  WaitGroup group;
+  make_busy(group);
+  std::atomic<int> without_place{0};
+  std::atomic<bool> over{false};
+  std::optional<std::thread> early;
+  first_in_child = [&] {
+    std::atomic<bool> entered{false};
+    early.emplace([&] {
+      const Guard guard = group.enter();
+      if (lastcall::detail::thread_state.sections == nullptr) ++without_place;
+      entered = true;
+      while (!over) std::this_thread::yield();
+    });
+    while (!entered) std::this_thread::yield();
+  };
+  const int failures = support::in_child_process([&] {
+    const std::size_t count = group.count();
+    over = true;
+    early->join();
+    return (without_place == 1 && count == 1 && group.wait_for(support::patience)) ? 0 : 1;
+  });
+  first_in_child = nullptr;
+  CHECK(failures == 0);
+  // The parent gives places as before.
+  std::thread([&] {
+    const Guard guard = group.enter();
+    if (lastcall::detail::thread_state.sections == nullptr) ++without_place;
+  }).join();
+  CHECK(without_place == 0);
+}
+
+TEST_CASE("the sum of the word and the slots is right however far they ran apart") {
+  using lastcall::detail::GroupCount;
+  using lastcall::detail::SectionWord;
+  constexpr std::uint64_t bias = GroupCount::bias;
+  const std::uintptr_t one = SectionWord::one;
+  CHECK(GroupCount::members_of(bias, 0) == 0);
+  CHECK(GroupCount::members_of(bias + 2, 3 * one) == 5);
+  CHECK(GroupCount::members_of(bias - 3, 5 * one) == 2);
+  CHECK(GroupCount::members_of(bias + 5, std::uintptr_t{0} - 3 * one) == 2);
+  // Beyond what a slot's word can hold: it wraps, and the word has gone as far the other way.
+  const std::uint64_t far = std::numeric_limits<std::uintptr_t>::max() / one + 8;
+  CHECK(GroupCount::members_of(bias - far, static_cast<std::uintptr_t>(far + 1) * one) == 1);
+  CHECK(GroupCount::members_of(bias + far,
+                               std::uintptr_t{0} - static_cast<std::uintptr_t>(far) * one) == 0);
 }
 
 TEST_CASE("a forked child doesn't wait for a thread of its parent's that was inside a section") {

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace lastcall::detail {
 
@@ -71,6 +72,15 @@ class alignas(cache_line) GroupCount {
   /// Until the count is zero (true) or the deadline passes.
   bool wait_until(Clock::time_point deadline) noexcept;
 
+  /// The members, when the word's count is `central` and the slots have got `since` since it was fast. Each may
+  /// have run away from the other, when some enter by one and leave by the other, so only the members are
+  /// known to fit: all is modulo what section words wrap at, of which the bias is a multiple.
+  static constexpr std::uint64_t members_of(std::uint64_t central, std::uintptr_t since) noexcept {
+    constexpr std::uint64_t most = std::numeric_limits<std::uintptr_t>::max() / SectionWord::one;
+    static_assert(bias % (most + 1) == 0);
+    return (central + since / SectionWord::one) & most;
+  }
+
   /// For tests: a word of the calling thread's, whether threads count in them now, how many threads wait.
   SectionWord* own_word() noexcept {
     if (!prepare_thread(true)) return nullptr;
@@ -104,10 +114,6 @@ class alignas(cache_line) GroupCount {
   // that is waited for over and over, neither allocates nor fences.
   static constexpr std::uint32_t entries_to_fast = 64;
 
-  // What a sum of section words' values says.
-  static constexpr std::intptr_t number_in(std::uintptr_t sum) noexcept {
-    return static_cast<std::intptr_t>(sum) / static_cast<std::intptr_t>(SectionWord::one);
-  }
   static bool is_exact(std::uint64_t word) noexcept { return (word & count_mask) < exact_end; }
   static bool is_last(std::uint64_t word) noexcept {
     return (word & (count_mask | waiting)) == (waiting | 1);
@@ -156,8 +162,8 @@ inline bool GroupCount::is_open(std::uint64_t word, std::uint64_t refuse) noexce
 // Null: its chunk isn't there.
 inline GroupCount::Slot* GroupCount::slot_of(const ThreadState& thread) noexcept {
   static_assert(sizeof(Slot) == cache_line);
-  // acquire: the chunk may have been made by another thread just now.
-  Slot* const slots = chunks_[thread.chunk].load(std::memory_order_acquire);
+  // seq_cst: the chunk may have been made by another thread just now, before this one's S1 in the one order.
+  Slot* const slots = chunks_[thread.chunk].load(std::memory_order_seq_cst);
   if (slots == nullptr) return nullptr;
   return reinterpret_cast<Slot*>(reinterpret_cast<char*>(slots) + thread.offset);
 }
@@ -267,10 +273,11 @@ inline bool GroupCount::count_fenced(SectionWord Slot::*which, std::uint64_t ref
 
 // The calling thread gets what count_fenced() found missing: a place, a slot.
 [[gnu::noinline]] inline bool GroupCount::prepare_thread(bool may_allocate) noexcept {
-  ThreadSections* const all = ThreadSections::instance();
+  ThreadSections* const all =
+      may_allocate ? ThreadSections::instance() : ThreadSections::existing();
   // relaxed, as the chunk below: guesses, which count_here() makes good.
   if (all == nullptr || all != home_.load(std::memory_order_relaxed)) return false;
-  if (!all->attach()) return false;
+  if (!all->attach(may_allocate)) return false;
   const std::size_t chunk = thread_state.chunk;
   if (chunks_[chunk].load(std::memory_order_relaxed) != nullptr) return true;
   return may_allocate && make_slots(chunk);
@@ -294,7 +301,7 @@ inline bool GroupCount::make_slots(std::size_t chunk) noexcept {
 [[gnu::cold, gnu::noinline]] inline void GroupCount::become_fast() noexcept {
   entries_.store(0, std::memory_order_relaxed);
   ThreadSections* const all = ThreadSections::instance();
-  if (all == nullptr || !all->attach() || !make_slots(thread_state.chunk)) return;
+  if (all == nullptr || !all->attach(true) || !make_slots(thread_state.chunk)) return;
   if (!lock_.try_lock()) return;
   ThreadSections* const home = home_.load(std::memory_order_relaxed);
   // G4. Whose threads have slots is settled once: a slot has one writer (G2).
@@ -321,11 +328,15 @@ inline bool GroupCount::make_slots(std::size_t chunk) noexcept {
     return false;
   }
   const std::uintptr_t sum = slots_sum();
-  const std::intptr_t moved = number_in(sum - moved_.load(std::memory_order_relaxed));
+  const std::uintptr_t since = sum - moved_.load(std::memory_order_relaxed);
   moved_.store(sum, std::memory_order_relaxed);
-  // The number is negative if more left than entered by way of slots. release: what wait_out() acquired from
-  // the leavers in sections, for a waiter that another thread will wake.
-  word_.fetch_add(static_cast<std::uint64_t>(moved) - bias, std::memory_order_acq_rel);
+  std::uint64_t seen = word_.load(std::memory_order_relaxed);
+  // release: what wait_out() acquired from the leavers in sections, for a waiter that another thread will
+  // wake. A failed exchange has seen nothing that matters.
+  while (!word_.compare_exchange_weak(seen,
+                                      (seen & ~count_mask) | members_of(seen & count_mask, since),
+                                      std::memory_order_acq_rel, std::memory_order_relaxed)) {
+  }
   entries_.store(0, std::memory_order_relaxed);
   return true;
 }
@@ -364,12 +375,14 @@ inline std::uintptr_t GroupCount::slots_sum() const noexcept {
 
 inline std::size_t GroupCount::sum_up() const noexcept {
   const std::uint64_t seen = word_.load(std::memory_order_acquire);
-  const auto central = static_cast<std::int64_t>(seen & count_mask);
+  const std::uint64_t central = seen & count_mask;
   if (is_exact(seen)) return static_cast<std::size_t>(central);
-  const std::uintptr_t since = slots_sum() - moved_.load(std::memory_order_relaxed);
-  const std::int64_t sum =
-      central - static_cast<std::int64_t>(bias) + std::int64_t{number_in(since)};
-  return sum < 0 ? 0 : static_cast<std::size_t>(sum);
+  const std::uint64_t sum =
+      members_of(central, slots_sum() - moved_.load(std::memory_order_relaxed));
+  // A snapshot in the middle of things may be below zero.
+  constexpr std::uint64_t below_zero =
+      std::numeric_limits<std::uintptr_t>::max() / SectionWord::one / 2;
+  return sum > below_zero ? 0 : static_cast<std::size_t>(sum);
 }
 
 inline bool GroupCount::try_lock_for(unsigned turns) noexcept {

@@ -185,7 +185,9 @@ inline bool adopt_replaced(SignalLayer& layer, const struct sigaction& expected,
   const KeptDisposition* kept = keep_disposition(replaced);
   if (kept == nullptr) return false;
   layer.previous.store(kept, std::memory_order_release);
-  return true;
+  // What they have put back may be another layer of ours: for the signals of this moment only, since its
+  // place is beneath no other, but beside its traps.
+  return layer_of(replaced) < 0;
 }
 
 /// Links `member` to `number`, and puts our handler in place if it isn't. `error` is set if the
@@ -208,8 +210,12 @@ inline Subscribed link_subscription(SignalMember& member, int number, int& error
       struct sigaction before {};
       error = install_layer(index, number, &before);
       // Who races with us without end has it as it was seen.
-      const bool again = error == 0 && turn < 100 && !adopt_replaced(layer, now, before);
-      if (again) now = replace_layer(index, number, before);
+      const bool again = error == 0 && !adopt_replaced(layer, now, before) && turn < 100;
+      if (again) {
+        now = replace_layer(index, number, before);
+        // Somebody has covered ours in between, and may call it from now on.
+        if (!same_disposition(now, before)) layer.taken = true;
+      }
       if (error != 0 || again) {
         take_link_out(member, number);
         wait_for_handlers();  // one may have been called through somebody else's

@@ -30,7 +30,8 @@
 // argument holds without the kernel. It is decided once, when the first thread gets its place.
 //
 // A section must be a few instructions without calls: whoever is at W3 waits for it. A thread that is
-// preempted inside one holds W3 up until it runs again; one that ends (pthread_exit) is never inside. One that
+// preempted inside one holds W3 up until it runs again; one that ends is never inside (unless it allows its
+// asynchronous cancellation). One that
 // fork() left behind in the parent may be, for ever: so the stamp is the number of forks, and W3 looks for this
 // process's only.
 #pragma once
@@ -150,12 +151,22 @@ class ThreadSections {
     return found != nullptr ? found : make();
   }
 
+  /// Null too if nobody has made it yet.
+  static ThreadSections* existing() noexcept { return of_process.load(std::memory_order_acquire); }
+
   /// Gives the calling thread a place if it has none. False if it can't: all are taken, or the thread is at
-  /// its end.
-  bool attach() noexcept {
+  /// its end. pthread_setspecific() may allocate, once a thread, for a key beyond the first 32 (glibc);
+  /// without `may_allocate` such a thread has no place.
+  bool attach(bool may_allocate) noexcept {
     ThreadState& state = thread_state;
     if (state.sections != nullptr) return state.sections == this;
-    if (state.ending || !open_.load(std::memory_order_relaxed)) return false;
+    // In the middle of a fork nobody gets a place, or a thread that somebody else's hook starts in the child
+    // would have one from before child_begins(). acquire: as seen by such a thread.
+    if (state.ending || !open_.load(std::memory_order_relaxed) ||
+        forking_.load(std::memory_order_acquire) != 0) {
+      return false;
+    }
+    if (!may_allocate && key_ >= first_keys) return false;
     if (state.patience != 0) {
       --state.patience;
       return false;
@@ -180,7 +191,7 @@ class ThreadSections {
     for (unsigned turn = 0;
          (slot.word.load(std::memory_order_seq_cst) & SectionWord::stamp_mask) == stamp; ++turn) {
       backoff.pause();
-      if (turn >= 100 && deadline != Clock::time_point::max() && Clock::now() >= deadline) {
+      if (turn >= 60 && deadline != Clock::time_point::max() && Clock::now() >= deadline) {
         return false;
       }
     }
@@ -218,7 +229,7 @@ class ThreadSections {
         delete made;
         made = nullptr;
       }
-      if (made != nullptr && ::pthread_atfork(nullptr, nullptr, &child_begins) != 0) {
+      if (made != nullptr && ::pthread_atfork(&fork_begins, &fork_is_over, &child_begins) != 0) {
         ::pthread_key_delete(made->key_);
         delete made;
         made = nullptr;
@@ -281,6 +292,18 @@ class ThreadSections {
     static_cast<ThreadSections*>(value)->give_up(index_of(state));
   }
 
+  static void fork_begins() noexcept {
+    ThreadSections* const all = of_process.load(std::memory_order_acquire);
+    if (all != nullptr) all->forking_.fetch_add(1, std::memory_order_relaxed);
+  }
+  static void fork_is_over() noexcept {
+    ThreadSections* const all = of_process.load(std::memory_order_acquire);
+    // Not below zero: it may have been made while somebody forked.
+    if (all != nullptr && all->forking_.load(std::memory_order_relaxed) > 0) {
+      all->forking_.fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+
   // In a forked child there is one thread. The others may have been copied in the middle of a section,
   // and would be waited for until the end of days.
   static void child_begins() noexcept {
@@ -292,10 +315,13 @@ class ThreadSections {
     if (stamp == 0) stamp = 1;
     all->stamp_.store(stamp, std::memory_order_relaxed);
     for (auto& word : all->used_) word.store(0, std::memory_order_relaxed);
-    if (thread_state.sections != all) return;
-    thread_state.stamp = stamp;
-    const std::uint32_t index = index_of(thread_state);
-    all->used_[index / 64].store(std::uint64_t{1} << (index % 64), std::memory_order_relaxed);
+    if (thread_state.sections == all) {
+      thread_state.stamp = stamp;
+      const std::uint32_t index = index_of(thread_state);
+      all->used_[index / 64].store(std::uint64_t{1} << (index % 64), std::memory_order_relaxed);
+    }
+    // release: a thread that gets a place from now on gets one of this process.
+    all->forking_.store(0, std::memory_order_release);
   }
 
 #if LASTCALL_LINUX && !defined(LASTCALL_TSAN) && defined(SYS_membarrier)
@@ -337,6 +363,7 @@ class ThreadSections {
   static void fence_every_thread() noexcept {}
 #endif
 
+  static constexpr pthread_key_t first_keys = 32;
   static constexpr std::uint32_t used_words = (ChunkPlace::capacity + 63) / 64;
 
   // NOLINTBEGIN(readability-identifier-naming): private, if static
@@ -347,6 +374,7 @@ class ThreadSections {
   std::atomic<std::uint64_t> used_[used_words]{};  // a bit for each place that a live thread has
   std::atomic<std::uintptr_t> stamp_{1};
   std::atomic<bool> open_{true};
+  std::atomic<int> forking_{0};
   pthread_key_t key_{};
   bool has_fence_ = false;
 };
