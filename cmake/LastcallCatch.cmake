@@ -29,11 +29,11 @@ endif()
 set_source_files_properties("${PROJECT_SOURCE_DIR}/tests/support/catch_main.cpp"
                             PROPERTIES COMPILE_OPTIONS -w)
 
-# Most of a test's compile time is Catch2's header: it is compiled once for all of them.
+# A third of a test's compile time is Catch2's header and lastcall's: they are compiled once for all of them.
 file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/precompiled.cpp" CONTENT "// Holds a precompiled header.\n")
 add_library(lastcall_catch_precompiled OBJECT "${CMAKE_CURRENT_BINARY_DIR}/precompiled.cpp")
 target_link_libraries(lastcall_catch_precompiled PRIVATE lastcall_catch)
 target_precompile_headers(lastcall_catch_precompiled PRIVATE
-                          "${PROJECT_SOURCE_DIR}/tests/support/catch.hpp")
+                          "${PROJECT_SOURCE_DIR}/tests/support/catch.hpp" <lastcall/lastcall.hpp>)
 
 message(STATUS "Tests use Catch2 ${Catch2_VERSION}")

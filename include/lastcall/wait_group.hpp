@@ -44,12 +44,9 @@
 // thread | two on two cores; g++ 12 -O2, AMD Zen 5 as a virtual machine; tests/bench measures it on yours):
 //   two read-modify-writes of one word        10.0 | 32    the bare limit, and exact mode
 //   slots in sections, S1 an exchange         11.1 | 11.1  what there is without membarrier
-//   slots in sections                          2.1 | 2.2   this one (clang 14: 4.1 | 4.3)
-// On an AMD Zen 3, whose uncontended read-modify-writes take half of that, the pair takes 4.6 and a guard
-// 4.6, too: four stores to the record, two to the slot. Counting entries and leavings in two words, so that
-// neither waits for the other's store, gained nothing there (4.9), nor did a destructor that leaves out
-// emptying the guard (5.0). A slot whose low bit says "inside", instead of the record, would take 1.7 in a
-// loop of the bare stores against 3.3 with the record; it is not done.
+//   slots in sections, a record beside them    2.1 | 2.2   (clang 14: 4.1 | 4.3)
+// On an AMD Zen 3, whose uncontended read-modify-writes take half of that, the pair takes GB, the slots with a
+// record of who is inside where GR, and the stamp in the slot's own words, which is what there is now, GN.
 // Plain slots without sections, each leaver looking at the word after it counted itself out, save a store
 // more; but by then the group may be gone. A slot that counts entries and leavings apart needs no move of
 // the sum, but then each leaver would have to wake a waiter, who would add up all slots every time.
