@@ -456,8 +456,8 @@ TEST_CASE("a trap works when whoever started the process has its signals blocked
 TEST_CASE("a trap works when every other thread has its signals blocked") {
   Child child = Child::run([] {
     set_blocked(SIGTERM, true);
-    Threads threads;
     Gate gate;
+    Threads threads;
     for (int at = 0; at < 4; ++at) threads.start([&] { gate.wait(); });
     SignalTrap trap{SIGTERM};
     say("ready\n");

@@ -499,8 +499,8 @@ TEST_CASE("Several threads may take stacks at once, while others come and go") {
   const Reader reader;
   std::atomic<int> missed{0};
   std::atomic<bool> over{false};
-  support::Threads coming_and_going;
   std::atomic<pid_t> latest{reader.id()};
+  support::Threads coming_and_going;
   coming_and_going.start([&] {
     while (!over) std::thread([&] { latest = support::thread_id(); }).join();
   });
