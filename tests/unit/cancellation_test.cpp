@@ -1364,8 +1364,8 @@ TEST_CASE("A waiter that has woken may drop the last handle at once") {
   for (int round = 0; round < rounds; ++round) {
     auto source = std::make_unique<CancellationSource>();
     auto child = std::make_unique<CancellationSource>(source->token());
-    support::Threads threads;
     std::atomic<int> ready{0};
+    support::Threads threads;
     for (int i = 0; i < 2; ++i) {
       auto token = std::make_unique<CancellationToken>(i == 0 ? source->token() : child->token());
       threads.start([&ready, mine = std::move(token)]() mutable {
@@ -1849,8 +1849,8 @@ TEST_CASE("Parents of any_ofs in opposite orders may be cancelled at once") {
     std::atomic<int> runs{0};
     const CancellationCallback callback(merged.back().token(), [&] { ++runs; });
     support::StartingLine line(2);
-    support::Threads threads;
     std::atomic<int> late{0};
+    support::Threads threads;
     threads.start([&] {
       line.ready_steady_go();
       a.cancel(Cause::cancelled("a"));
@@ -1879,8 +1879,8 @@ TEST_CASE("any_ofs may be made and dropped while their parents are cancelled") {
   for (int round = 0; round < rounds; ++round) {
     std::array<CancellationSource, 3> parents;
     support::StartingLine line(3);
-    support::Threads threads;
     std::atomic<int> unborn{0};
+    support::Threads threads;
     for (int i = 0; i < 2; ++i) {
       threads.start([&, i] {
         line.ready_steady_go();
