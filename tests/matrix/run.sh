@@ -254,6 +254,7 @@ enter() {
     mount -t tmpfs tmpfs "$root/dev/shm"
     ln -s pts/ptmx "$root/dev/ptmx"
     ln -s /proc/self/fd "$root/dev/fd"
+    for number in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${number%:*}" "$root/dev/${number#*:}"; done
     if [ -n "$source" ]; then
       mkdir -p "$root/source" "$root/matrix"
       mount --bind -o ro "$source" "$root/source"
