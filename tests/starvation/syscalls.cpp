@@ -85,6 +85,7 @@ const std::vector<CallErrors>& call_errors() {
       {SYS_rt_sigtimedwait, "rt_sigtimedwait", {EINTR, EAGAIN, EINVAL}},
       {SYS_getdents64, "getdents64", {ENOENT, EBADF, EINVAL}},
       {SYS_newfstatat, "newfstatat", {ENOMEM, ENOENT, EACCES, EBADF}},
+      {SYS_fstat, "fstat", {ENOMEM, EBADF}},
       {SYS_ioctl, "ioctl", {ENOTTY, EBADF, EINVAL}},
       {SYS_getsockopt, "getsockopt", {ENOTSOCK, EBADF, ENOPROTOOPT, ENOMEM}},
       {SYS_accept4,

@@ -358,6 +358,25 @@ TEST_CASE("A blocked thread's stack begins where it is, and names who called") {
   CHECK(reader.send('x') == 'x');
 }
 
+TEST_CASE("A stack begins with the first function of libc that has a name") {
+  using Frames = std::vector<std::string>;
+  const auto dropped = [](Frames frames) {
+    detail::drop_nameless_libc(frames);
+    return frames;
+  };
+  const Frames named = {"read+0x16 (libc.so.6+0x103de5)", "service+0x20839"};
+  CHECK(dropped({"libc.so.6+0x9a72c", "libc.so.6+0x8f387", named[0], named[1]}) == named);
+  CHECK(dropped(named) == named);
+  // What has no name and is not libc's says where the user's code is.
+  const Frames own = {"service+0x1c", "read+0x16 (libc.so.6+0x103de5)"};
+  CHECK(dropped(own) == own);
+  const Frames nameless = {"libc.so.6+0x9a72c", "service+0x20839"};
+  CHECK(dropped(nameless) == nameless);
+  const Frames libc_only = {"libc.so.6+0x9a72c"};
+  CHECK(dropped(libc_only) == libc_only);
+  CHECK(dropped({}).empty());
+}
+
 TEST_CASE("A spinning thread has a stack, and its errno is its own") {
   std::atomic<bool> over{false};
   std::atomic<int> changed{0};

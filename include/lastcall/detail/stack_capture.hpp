@@ -499,12 +499,24 @@ inline std::vector<std::string> describe_frames(const RawStack& stack) {
   return out;
 }
 
+/// Since glibc 2.41 read(2) and its like make their call some functions further in, which have no names, as
+/// locks always did. Who wants to know where a thread waits wants the first that has one.
+inline void drop_nameless_libc(std::vector<std::string>& frames) {
+  constexpr std::string_view libc = "libc.so";
+  const auto named = std::find_if(frames.begin(), frames.end(), [&](const std::string& frame) {
+    return std::string_view(frame).substr(0, libc.size()) != libc;
+  });
+  if (named == frames.end() || named->find(" (libc.so") == std::string::npos) return;
+  frames.erase(frames.begin(), named);
+}
+
 inline std::vector<std::string> symbolise(const RawStack& stack) {
   std::vector<std::string> out;
   out.reserve(stack.depth);
   for (std::size_t at = 0; at < stack.depth; ++at) {
     out.push_back(symbolise(stack.frames[at], at == 0));
   }
+  drop_nameless_libc(out);
   return out;
 }
 
