@@ -383,13 +383,19 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
     in_handler_.store(false, std::memory_order_release);
     LASTCALL_TRY {
-      state_.log.add({EventKind::hook,
-                      error ? EventResult::failed : EventResult::ok,
-                      {},
-                      "on " + std::string(name),
-                      error ? describe_exception(error) : std::string(),
-                      begin,
-                      Clock::now()});
+      Event event{EventKind::hook,
+                  error ? EventResult::failed : EventResult::ok,
+                  {},
+                  "on " + std::string(name),
+                  error ? describe_exception(error) : std::string(),
+                  begin,
+                  Clock::now()};
+      // Part of the shutdown's story if that was asked for meanwhile, and then after the request itself.
+      if (state_.requested()) {
+        state_.log.add_in_drain(std::move(event));
+      } else {
+        state_.log.add(std::move(event));
+      }
     }
     LASTCALL_CATCH(...) {}
     state_.drain_bell.ring();
