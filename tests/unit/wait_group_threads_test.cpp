@@ -30,6 +30,36 @@ using support::WaitingThread;
 using namespace std::chrono_literals;
 using Guard = WaitGroup::Guard;
 
+namespace {
+
+/// A thread that stays inside a section of the group.
+class StuckInside {
+ public:
+  explicit StuckInside(WaitGroup& group) {
+    thread_.start([this, &group] {
+      auto* const word = WaitGroupAccess::own_word(group);
+      if (word != nullptr) word->open(word->value(), lastcall::detail::thread_state.stamp);
+      inside_.open();
+      leave_.wait();
+      if (word != nullptr) word->close(word->value());
+    });
+    came_ = inside_.wait();
+  }
+  bool came() const { return came_; }
+  void leave() {
+    leave_.open();
+    thread_.join();
+  }
+
+ private:
+  support::Gate inside_;
+  support::Gate leave_;
+  bool came_ = false;
+  support::Threads thread_;
+};
+
+}  // namespace
+
 TEST_CASE("any thread may release a guard") {
   WaitGroup group;
   prepare(group, GENERATE(false, true));
@@ -298,16 +328,7 @@ TEST_CASE("a group becomes fast when it is busy, exact when it is waited for, an
 TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
   WaitGroup group;
   make_busy(group);
-  support::Gate inside;
-  support::Gate leave;
-  std::thread stuck([&] {
-    auto* const word = WaitGroupAccess::own_word(group);
-    if (word != nullptr) word->open(word->value(), lastcall::detail::thread_state.stamp);
-    inside.open();
-    leave.wait();
-    if (word != nullptr) word->close(word->value());
-  });
-  const bool came = inside.wait();
+  StuckInside stuck(group);
   const bool zero = group.wait_for(20ms);
   const bool still_fast = WaitGroupAccess::is_fast(group);
   Guard guard = group.enter();
@@ -322,11 +343,10 @@ TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
   support::let_it_block(id);
   const bool early = returned;
   const bool second = group.wait_for(20ms);  // the other one has the lock, and that doesn't matter
-  leave.open();
+  stuck.leave();
   guard.release();
   patient.join();
-  stuck.join();
-  CHECK(came);
+  CHECK(stuck.came());
   CHECK_FALSE(zero);
   CHECK(still_fast);
   CHECK(count == 1);
@@ -397,16 +417,7 @@ TEST_CASE("the sum of the word and the slots is right however far they ran apart
 TEST_CASE("a forked child doesn't wait for a thread of its parent's that was inside a section") {
   WaitGroup group;
   make_busy(group);
-  support::Gate inside;
-  support::Gate leave;
-  std::thread stuck([&] {
-    auto* const word = WaitGroupAccess::own_word(group);
-    if (word != nullptr) word->open(word->value(), lastcall::detail::thread_state.stamp);
-    inside.open();
-    leave.wait();
-    if (word != nullptr) word->close(word->value());
-  });
-  const bool came = inside.wait();
+  StuckInside stuck(group);
   const auto in_child = [&] {
     Guard guard = group.enter();
     const bool zero_too_early = group.wait_for(1ms);
@@ -424,9 +435,8 @@ TEST_CASE("a forked child doesn't wait for a thread of its parent's that was ins
   const int failures = support::in_child_process(in_child);
   const int of_grandchild =
       support::in_child_process([&] { return support::in_child_process(in_child); });
-  leave.open();
-  stuck.join();
-  CHECK(came);
+  stuck.leave();
+  CHECK(stuck.came());
   CHECK(failures == 0);
   CHECK(of_grandchild == 0);
   CHECK(group.wait_for(0s));
