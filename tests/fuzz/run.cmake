@@ -61,8 +61,8 @@ function(command_of target out)
   set(kept "${CMAKE_CURRENT_LIST_DIR}/corpus/${target}")
   set(options "-max_total_time=${each} -max_len=${longest_input} -len_control=0 -timeout=60"
               "-print_final_stats=1 -artifact_prefix=${build}/found/${target}-"
-              # The trap's target has handlers of its own for these, and wants to be the only thread.
-              "-handle_int=0 -handle_term=0 -handle_usr1=0 -handle_usr2=0 -rss_limit_mb=0 -malloc_limit_mb=2000")
+              # The trap's target has handlers of its own for these.
+              "-handle_int=0 -handle_term=0 -handle_usr1=0 -handle_usr2=0 -malloc_limit_mb=2000")
   list(JOIN options " " options)
   set(${out}
       "'${build}/tests/fuzz/${target}_fuzz' ${options} '${build}/corpus/${target}' '${kept}' >'${build}/log/${target}' 2>&1"

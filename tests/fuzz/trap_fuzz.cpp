@@ -2,8 +2,8 @@
 // contract says: which dispositions are in place, who has which signal pending, what is raised again.
 //
 // The model of one number is a chain: the disposition in place is somebody else's, or ours with the traps
-// that hold it and the disposition that it replaced. It is single-threaded, so every signal that is raised
-// has been handled when raise() returns (or waits, blocked).
+// that hold it and the disposition that it replaced. One thread alone takes the signals, so each has been
+// handled when kill() returns (or waits, blocked).
 #include <lastcall/cancellation.hpp>
 #include <lastcall/signal_trap.hpp>
 
@@ -232,8 +232,11 @@ class Game {
       case 8: ignore(some_kind()); break;
       case 9: stop_ignoring(some_kind()); break;
       case 10: {
+        static constexpr std::array<Foreign, 6> choices = {Foreign::by_default, Foreign::once,
+                                                           Foreign::ignored,    Foreign::plain,
+                                                           Foreign::with_info,  Foreign::other};
         const std::size_t kind = some_kind();
-        set_foreign(kind, static_cast<Foreign>(input_.below(6)));
+        set_foreign(kind, choices[input_.below(choices.size())]);
         break;
       }
       case 11: save_or_put_back(some_kind()); break;
@@ -390,7 +393,8 @@ class Game {
     Kind& about = kinds_[kind];
     for (; count > 0; --count) {
       if (!about.blocked && is_deadly(kind)) return;
-      ::raise(numbers[kind]);
+      // To the process, as what a trap raises again: one to the thread could be pending beside it.
+      ::kill(::getpid(), numbers[kind]);
       if (about.blocked) {
         // One that is ignored is kept while it is blocked (Linux), and looked at when it is delivered.
         about.kernel_pending = true;
@@ -584,10 +588,7 @@ class Game {
       // What a trap left unread and was raised again while it was blocked waits, where there was SIG_DFL.
       const Again again = std::exchange(about.again, Again::no);
       if (again != Again::no && about.blocked) {
-        // It went to the process: libFuzzer's own thread may have taken it (-rss_limit_mb=0: there is none).
-        static const bool alone = support::live_threads() == 1;
-        const bool waits = ::sigismember(&waiting, number) == 1;
-        about.kernel_pending = alone ? about.kernel_pending || again == Again::yes || waits : waits;
+        about.kernel_pending |= again == Again::yes || ::sigismember(&waiting, number) == 1;
       }
       require(
           (::sigismember(&waiting, number) == 1) == about.kernel_pending,
@@ -625,6 +626,15 @@ class Game {
 };
 
 }  // namespace
+
+// libFuzzer's own thread has what is blocked here blocked, too; a game unblocks it for this thread.
+extern "C" int LLVMFuzzerInitialize(int* /*count*/, char*** /*arguments*/) {
+  sigset_t ours;
+  ::sigemptyset(&ours);
+  for (const int number : numbers) ::sigaddset(&ours, number);
+  ::pthread_sigmask(SIG_BLOCK, &ours, nullptr);
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   fuzz::Input input(data, size);
