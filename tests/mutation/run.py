@@ -308,8 +308,8 @@ def namespace_or_not():
 
 
 def prepare_child():
-    # A shell starts what it puts in the background with these two ignored, and tests would see it.
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    # A shell starts what it puts in the background with the first two ignored, and nohup with the third.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     # What a broken loop could write to files.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 28, 1 << 28))
