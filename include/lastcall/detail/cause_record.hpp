@@ -1,6 +1,7 @@
 // The immutable records behind Cause.
 #pragma once
 
+#include <lastcall/detail/bounded_text.hpp>
 #include <lastcall/detail/config.hpp>
 #include <lastcall/detail/throw.hpp>
 #include <lastcall/signal_info.hpp>
@@ -114,63 +115,33 @@ struct SignalCauseRecord : CauseRecord {
   static constexpr std::uint32_t making = 1;
   static constexpr std::uint32_t made = 2;
 
-  void append(std::string_view part) const noexcept {
-    for (const char letter : part) {
-      if (length_ + 1 < sizeof buffer_) buffer_[length_++] = letter;
-    }
-  }
-  void append_number(long long number) const noexcept {
-    char digits[24];
-    std::size_t at = sizeof digits;
-    const bool negative = number < 0;
-    auto rest = negative ? 0ULL - static_cast<unsigned long long>(number)
-                         : static_cast<unsigned long long>(number);
-    do {
-      digits[--at] = static_cast<char>('0' + rest % 10);
-      rest /= 10;
-    } while (rest != 0);
-    if (negative) digits[--at] = '-';
-    append({digits + at, sizeof digits - at});
-  }
   void write_words() const noexcept {
-    append(signal_name(info.number));
+    BoundedText words(buffer_, sizeof buffer_);
+    words.add(signal_name(info.number));
     if (info.sender_pid <= 0) {
       // A process that this one can't see: who stops a container, from its point of view, is nobody.
-      append(info.code == SI_USER || info.code == SI_QUEUE ? " from outside this pid namespace"
-                                                           : " from the kernel");
-      return;
+      words.add(info.code == SI_USER || info.code == SI_QUEUE ? " from outside this pid namespace"
+                                                              : " from the kernel");
+    } else {
+      words.add(" from pid ").add_number(info.sender_pid);
+      add_sender_name(words);
     }
-    append(" from pid ");
-    append_number(info.sender_pid);
-    append_sender_name();
+    length_ = words.length();
   }
-  void append_sender_name() const noexcept {
+  void add_sender_name([[maybe_unused]] BoundedText& words) const noexcept {
 #if LASTCALL_LINUX
     const int saved = errno;
-    // Put together by hand: snprintf is not async-signal-safe.
-    char path[48];
-    std::size_t at = 0;
-    const auto put = [&](std::string_view part) {
-      for (const char letter : part) path[at++] = letter;
-    };
-    put("/proc/");
-    char digits[16];
-    std::size_t first = sizeof digits;
-    for (auto rest = info.sender_pid; rest > 0; rest /= 10) {
-      digits[--first] = static_cast<char>('0' + rest % 10);
-    }
-    put({digits + first, sizeof digits - first});
-    put("/comm");
-    path[at] = '\0';
+    char path[48] = {};
+    BoundedText(path, sizeof path - 1).add("/proc/").add_number(info.sender_pid).add("/comm");
     const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
       char name[64];
       const auto got = ::read(fd, name, sizeof name);
       ::close(fd);
       if (got > 1) {
-        append(" (");
-        append({name, static_cast<std::size_t>(got) - (name[got - 1] == '\n' ? 1U : 0U)});
-        append(")");
+        const std::size_t length =
+            static_cast<std::size_t>(got) - (name[got - 1] == '\n' ? 1U : 0U);
+        words.add(" (").add({name, length}).add(')');
       }
     }
     errno = saved;
