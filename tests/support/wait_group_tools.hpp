@@ -4,20 +4,18 @@
 
 #include <lastcall/wait_group.hpp>
 
+#include "support/seccomp.hpp"
 #include "support/threads.hpp"
+
+#if LASTCALL_LINUX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <thread>
-
-#if LASTCALL_LINUX && (defined(__x86_64__) || defined(__aarch64__))
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace support {
 
@@ -72,17 +70,9 @@ class WaitingThread {
 // From here on this process's membarrier(2) fails with ENOSYS, as in an old kernel or a sandbox. False
 // where no filter can be had.
 inline bool forbid_membarrier() {
-#if LASTCALL_LINUX && (defined(__x86_64__) || defined(__aarch64__))
-  sock_filter program[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-  };
-  const sock_fprog filter{4, program};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0 &&
-         ::syscall(SYS_membarrier, 0, 0) == -1 && errno == ENOSYS;
+#if LASTCALL_LINUX
+  return refuse_call(SYS_membarrier, ENOSYS) && ::syscall(SYS_membarrier, 0, 0) == -1 &&
+         errno == ENOSYS;
 #else
   return false;
 #endif

@@ -200,6 +200,35 @@ TEST_CASE(
   CHECK(work.empty());
 }
 
+TEST_CASE("Marking stops at a lock that is held, spares what is above it, and can be done again") {
+  namespace detail = lastcall::detail;
+  const CancellationSource top;
+  const CancellationSource middle(top.token());
+  const CancellationSource bottom(middle.token());
+  const CancellationSource beside(top.token());
+  auto* const root = detail::TreeAccess::peek(top.token());
+  auto* const held = detail::TreeAccess::peek(bottom.token());
+  const Cause cause = Cause::cancelled("enough");
+  const auto* const record = detail::CauseAccess::peek(cause);
+  const auto references = record->refs.load();
+  {
+    detail::CancelWork work;
+    detail::Marking marking(record, work);
+    const std::uint32_t state = detail::lock_bit(held->state);
+    CHECK_FALSE(marking.try_mark(root, Clock::now() + 2ms));
+    CHECK(beside.is_cancelled());
+    CHECK_FALSE(top.is_cancelled());
+    CHECK_FALSE(middle.is_cancelled());
+    CHECK(root->cause == nullptr);
+    detail::unlock_bit(held->state, state);
+    CHECK(marking.try_mark(root, Clock::now() + 1h));
+    CHECK(bottom.is_cancelled());
+    CHECK(middle.token().cause().message() == "enough");
+  }
+  // One for each node, also for the two that were marked twice.
+  CHECK(record->refs.load() == references + 4);
+}
+
 TEST_CASE("A node that has grown shards goes with its last handle or link, in whatever order") {
   support::Random random(21);
   for (int round = 0; round < 60; ++round) {

@@ -3,13 +3,16 @@
 
 #include "support/catch.hpp"
 #include "support/process.hpp"
+#include "support/seccomp.hpp"
 #include "support/threads.hpp"
 
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <thread>
@@ -88,3 +91,20 @@ TEST_CASE("a child finds what it sleeps on in order, whatever the other threads 
   for (std::thread& other : others) other.join();
   CHECK(stuck == 0);
 }
+
+#if defined(SYS_futex)
+TEST_CASE("a wake that is refused is tried again, and not for ever") {
+  const detail::Word word{0};
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(10);
+    if (!support::refuse_call(SYS_futex, EPERM)) ::_exit(0);
+    detail::futex_wake_all(&word);
+    ::_exit(0);
+  }
+  REQUIRE(child > 0);
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(support::in_words(status) == support::in_words(0));
+}
+#endif

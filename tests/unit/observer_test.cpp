@@ -187,6 +187,28 @@ std::shared_ptr<Observer> people_observer(int fd) {
 
 const LiveStatus four_left{3200ms, 21800ms, 4, {"worker-1", "worker-2", "flusher"}, "service"};
 
+// A datagram socket keeps the borders between writes.
+class DatagramPair {
+ public:
+  DatagramPair() { REQUIRE(::socketpair(AF_UNIX, SOCK_DGRAM, 0, ends_) == 0); }
+  DatagramPair(const DatagramPair&) = delete;
+  DatagramPair& operator=(const DatagramPair&) = delete;
+  ~DatagramPair() {
+    ::close(ends_[0]);
+    ::close(ends_[1]);
+  }
+  int fd() const { return ends_[1]; }
+  /// What the next write brought; empty if there was none.
+  std::string next() const {
+    char buffer[8192];
+    const ssize_t got = ::recv(ends_[0], buffer, sizeof buffer, MSG_DONTWAIT);
+    return {buffer, got > 0 ? static_cast<std::size_t>(got) : 0};
+  }
+
+ private:
+  int ends_[2] = {-1, -1};
+};
+
 }  // namespace
 
 TEST_CASE("json_observer writes one object a line, whose keys are the members' names") {
@@ -309,6 +331,12 @@ TEST_CASE("json_observer refuses a descriptor that is none, naming it") {
     CHECK(contains(error.what(), "-7"));
   }
   Pipe pipe;
+  const int before = ::dup(STDIN_FILENO);
+  REQUIRE(::dup2(pipe.write_end, STDIN_FILENO) == STDIN_FILENO);
+  CHECK_NOTHROW(lastcall::json_observer(STDIN_FILENO));  // 0 is one as any other
+  ::close(STDIN_FILENO);
+  if (before >= 0) ::dup2(before, STDIN_FILENO);
+  if (before > 0) ::close(before);
   const int closed = pipe.write_end;
   pipe.close_write();
   try {
@@ -321,28 +349,31 @@ TEST_CASE("json_observer refuses a descriptor that is none, naming it") {
 }
 
 TEST_CASE("Each line is one write(2)") {
-  // A datagram socket keeps the borders between writes.
-  int ends[2];
-  REQUIRE(::socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0);
-  const auto datagram = [&] {
-    char buffer[8192];
-    const ssize_t got = ::recv(ends[0], buffer, sizeof buffer, MSG_DONTWAIT);
-    return std::string(buffer, got > 0 ? static_cast<std::size_t>(got) : 0);
-  };
-  const auto json = lastcall::json_observer(ends[1]);
-  const auto people = people_observer(ends[1]);
+  const DatagramPair pair;
+  const auto json = lastcall::json_observer(pair.fd());
+  const auto people = people_observer(pair.fd());
   const std::string long_name(1000, 'n');
   for (Observer* observer : {json.get(), people.get()}) {
     for (int round = 0; round < 3; ++round) {
       observer->on_event(event(EventKind::hook, EventResult::ok, "service", long_name, "detail"));
-      const std::string one = datagram();
+      const std::string one = pair.next();
       REQUIRE(one.size() > 1000);
       CHECK(one.find('\n') == one.size() - 1);
-      CHECK(datagram().empty());
+      CHECK(pair.next().empty());
     }
   }
-  ::close(ends[0]);
-  ::close(ends[1]);
+}
+
+TEST_CASE("Lines that come together are one write(2), as many as a pipe takes in one piece") {
+  const DatagramPair pair;
+  lastcall::detail::LineWriter writer(pair.fd(), [](std::size_t) { return std::string(); });
+  writer.write("one\ntwo\n");
+  CHECK(pair.next() == "one\ntwo\n");
+  const std::string half = std::string(lastcall::detail::atomic_write / 2, 'h') + '\n';
+  writer.write("one\n" + half + half);
+  CHECK(pair.next() == "one\n" + half);
+  CHECK(pair.next() == half);
+  CHECK(pair.next().empty());
 }
 
 TEST_CASE("Lines stay whole when many threads and observers write to one pipe") {

@@ -92,6 +92,15 @@ TEST_CASE("a request is announced at once; the token is cancelled after the anno
   CHECK(report.events[1].begin - report.events[0].begin >= 149ms);
 }
 
+TEST_CASE("while a hook takes its time nobody uses the processor") {
+  ShutdownCoordinator coordinator(quiet());
+  coordinator.on_stop("slow", [] { std::this_thread::sleep_for(500ms); });
+  const auto before = support::cpu_time_of_process();
+  coordinator.request_shutdown();
+  coordinator.drain();
+  if (!support::under_sanitizer) CHECK(support::cpu_time_of_process() - before < 250ms);
+}
+
 TEST_CASE("without an announce delay the token is cancelled when request_shutdown() returns") {
   ShutdownCoordinator coordinator(quiet());
   const CancellationToken token = coordinator.token();

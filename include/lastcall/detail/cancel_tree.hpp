@@ -664,7 +664,7 @@ inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::t
   return node;
 }
 
-/// A node under all of `parents`; null ones count for nothing.
+/// A node under all of `parents`.
 inline Node* make_join(Node* const* parents, std::size_t count) {
   Owned<JoinNode> join(new JoinNode);
   join->links = Owned<JoinLink[]>(new JoinLink[count]);
@@ -672,13 +672,11 @@ inline Node* make_join(Node* const* parents, std::size_t count) {
   join->handles.store(1, std::memory_order_relaxed);
   join->state.store(joined_flag | sourced_flag, std::memory_order_relaxed);
   for (std::size_t i = 0; i < count; ++i) {
-    if (parents[i] == nullptr) continue;
     const auto theirs = nearest_deadline(parents[i]);
     if (theirs && (!join->deadline || *theirs < *join->deadline)) join->deadline = theirs;
   }
   JoinNode* const node = join.release();
   for (std::size_t i = 0; i < count; ++i) {
-    if (parents[i] == nullptr) continue;
     node->links[i].node = node;
     if (!attach(parents[i], &node->links[i], LinkKind::join)) {
       cancel_node(node, parents[i]->cause);

@@ -414,6 +414,10 @@ std::vector<Subject> that_serve(const Peers& peers, int waiters) {
     all.push_back({"bare: the same, but threads told by a condition",
                    ours("bare_woken", "serve", waiters),
                    {}});
+  } else {
+    // As many threads as a coordinator has; std tells and joins its own.
+    all.push_back({"bare: with two more threads", ours("bare", "serve", 2), {}});
+    all.push_back({"std: with two more threads", ours("std", "serve", 2), {}});
   }
   for (const char* const name : {"go", "tokio"}) {
     const auto program = peers.programs.find(name);
