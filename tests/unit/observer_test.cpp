@@ -793,7 +793,8 @@ TEST_CASE("Colour is for terminals only, and never with NO_COLOR or a dumb termi
     observer->on_event(phase("announced", Clock::now()));
     observer->on_event(event(EventKind::stage, EventResult::failed, "", "s"));
     observer->on_event(phase("finished", Clock::now()));
-    return contains(read_available(read_from, 200), "\x1b");
+    const std::string text = read_available(read_from, 200);
+    return contains(text, "\x1b") && contains(text, "\x1b[31mfailed\x1b[0m");
   };
   SECTION("a terminal") { CHECK(coloured(terminal.slave, terminal.master)); }
   SECTION("a pipe") {

@@ -92,6 +92,19 @@ TEST_CASE("a request is announced at once; the token is cancelled after the anno
   CHECK(report.events[1].begin - report.events[0].begin >= 149ms);
 }
 
+TEST_CASE("a task's event says from when until when it ran") {
+  ShutdownCoordinator coordinator(quiet());
+  REQUIRE(coordinator.spawn("nap", [] { std::this_thread::sleep_for(30ms); }));
+  coordinator.request_shutdown();
+  const ShutdownReport report = coordinator.drain();
+  const auto event = std::find_if(report.events.begin(), report.events.end(), [](const auto& one) {
+    return one.kind == EventKind::task && one.result == EventResult::ok;
+  });
+  REQUIRE(event != report.events.end());
+  CHECK(event->end - event->begin >= 30ms);
+  CHECK(event->end <= lastcall::Clock::now());
+}
+
 TEST_CASE("while a hook takes its time nobody uses the processor") {
   ShutdownCoordinator coordinator(quiet());
   coordinator.on_stop("slow", [] { std::this_thread::sleep_for(500ms); });

@@ -479,9 +479,11 @@ TEST_CASE("to_trace() moves a hook that overlaps another one to a lane of its ow
   tell(EventKind::hook, "inside", 1s, 2s);
   tell(EventKind::hook, "abandoned", 2s, 9s);
   tell(EventKind::hook, "after", 3s, 4s);
+  tell(EventKind::hook, "told late", 2s, 3s);  // between two that it touches
   const Trace trace(report);
   CHECK(trace.span("inside")["tid"].text == trace.span("s")["tid"].text);
   CHECK(trace.span("after")["tid"].text == trace.span("s")["tid"].text);
+  CHECK(trace.span("told late")["tid"].text == trace.span("s")["tid"].text);
   CHECK(trace.span("abandoned")["tid"].text != trace.span("s")["tid"].text);
   CHECK(trace.lane_of("abandoned") == "stage s");
 }

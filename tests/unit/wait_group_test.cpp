@@ -253,6 +253,14 @@ TEST_CASE("add() and done() count as sync.WaitGroup's do") {
   CHECK(group.count() == 1);
 }
 
+TEST_CASE("who had a name and is out is not counted among those who have one") {
+  WaitGroup group;
+  for (int turn = 0; turn < 3; ++turn) const Guard named = group.enter("named");
+  CHECK(WaitGroupAccess::named_count(group) == 0);
+  const Guard guard = group.enter();
+  CHECK(WaitGroupAccess::unnamed_count(group) == 1);
+}
+
 TEST_CASE("add(0) of an empty group lets nobody in") {
   WaitGroup group;
   group.add(0);
@@ -308,6 +316,10 @@ TEST_CASE("add() refuses more than can be counted, and adds nothing then") {
     if (group.count() != 2 * big) return 4;
     group.done();
     if (group.count() != 2 * big - 1) return 5;
+    WaitGroup full;
+    prepare(full, busy);
+    full.add(most / 4);  // as many as there may be
+    if (full.count() != most / 4) return 6;
     ::_exit(0);
   });
   CHECK(ended == 0);

@@ -442,6 +442,22 @@ TEST_CASE("a forked child doesn't wait for a thread of its parent's that was ins
   CHECK(group.wait_for(0s));
 }
 
+TEST_CASE("in a forked child threads have places of their own, the one that forked among them") {
+  WaitGroup group;
+  make_busy(group);
+  const int failures = support::in_child_process([&] {
+    if (WaitGroupAccess::own_word(group) == nullptr) return 1;
+    const auto come_and_go = [&] {
+      for (int turn = 0; turn < 200'000; ++turn) const Guard guard = group.enter();
+    };
+    std::thread other(come_and_go);
+    come_and_go();
+    other.join();
+    return group.count() == 0 && group.wait_for(support::patience) ? 0 : 2;
+  });
+  CHECK(failures == 0);
+}
+
 TEST_CASE("in a forked child a new group works, whatever the parent's threads were doing") {
   alignas(WaitGroup) unsigned char room[sizeof(WaitGroup)];
   auto* const group = ::new (static_cast<void*>(room)) WaitGroup;

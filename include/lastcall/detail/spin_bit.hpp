@@ -49,9 +49,23 @@ class Backoff {
 
 inline constexpr std::uint32_t locked_bit = 1U;
 
+// The way of who found the word locked, or changed by somebody; out of line, so that the usual way is inlined.
+[[gnu::noinline]] inline std::uint32_t lock_bit_patiently(Word& word, std::uint32_t seen) noexcept {
+  Backoff backoff;
+  for (;;) {
+    if ((seen & locked_bit) != 0) {
+      backoff.pause();
+      seen = word.load(std::memory_order_relaxed);
+    } else if (word.compare_exchange_weak(seen, seen | locked_bit, std::memory_order_acquire,
+                                          std::memory_order_relaxed)) {
+      return seen;  // acquire: as in lock_bit()
+    }
+  }
+}
+
 /// Locks and returns the state without the lock bit. `waited`, if given, becomes true when somebody
 /// else held the lock.
-inline std::uint32_t lock_bit(Word& word, bool* waited = nullptr) noexcept {
+[[gnu::always_inline]] inline std::uint32_t lock_bit(Word& word, bool* waited = nullptr) noexcept {
   std::uint32_t seen = word.load(std::memory_order_relaxed);
   // acquire: pairs with the release in unlock_bit().
   if ((seen & locked_bit) == 0 &&
@@ -60,16 +74,7 @@ inline std::uint32_t lock_bit(Word& word, bool* waited = nullptr) noexcept {
     return seen;
   }
   if (waited != nullptr) *waited = true;
-  Backoff backoff;
-  for (;;) {
-    if ((seen & locked_bit) != 0) {
-      backoff.pause();
-      seen = word.load(std::memory_order_relaxed);
-    } else if (word.compare_exchange_weak(seen, seen | locked_bit, std::memory_order_acquire,
-                                          std::memory_order_relaxed)) {
-      return seen;
-    }
-  }
+  return lock_bit_patiently(word, seen);
 }
 
 /// For who must not wait for ever: false if another thread has the lock still when `deadline` passes. It
