@@ -750,7 +750,8 @@ TEST_CASE("A line that is cut leaves no colour switched on, and no colour is cut
   const auto observer = people_observer(terminal.slave);
   // Somewhere among these the cut comes inside an escape sequence.
   for (std::size_t size = 4040; size < 4100; ++size) {
-    observer->on_event(event(EventKind::task, EventResult::failed, "", std::string(size, 'x')));
+    observer->on_event(event(EventKind::task, EventResult::failed, "", std::string(size, 'x'),
+                             "in words that make the line longer than one write"));
     std::string line = terminal.screen(20);
     const std::size_t last = line.rfind('\x1b');
     INFO(line.substr(std::min<std::size_t>(last, line.size() - 20)));
