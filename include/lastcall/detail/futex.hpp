@@ -133,6 +133,9 @@ class ParkingTable {
 
 alignas(std::max_align_t) inline unsigned char ParkingTable::room[sizeof(ParkingTable)];
 
+// Made before main(): a child that is forked while another thread makes it would wait for that thread for ever.
+inline const ParkingTable::Bucket& first_bucket = ParkingTable::bucket_of(nullptr);
+
 inline bool futex_wait_until(const Word& word, std::uint32_t expected,
                              Clock::time_point deadline) noexcept {
   ParkingTable::Bucket& bucket = ParkingTable::bucket_of(&word);
