@@ -60,14 +60,6 @@ TEST_CASE("A child whose deadline is no earlier than its parent's costs no timer
   CHECK(service.armed_for_test() == 2);
 }
 
-TEST_CASE("A deadline that is farther away than the timers' wheel reaches waits with the others") {
-  CancellationSource far(CancellationToken(), Clock::now() + std::chrono::hours(24 * 365 * 200));
-  const CancellationSource near(CancellationToken(), 10ms);
-  CHECK(near.token().wait_for(support::patience));
-  CHECK_FALSE(far.is_cancelled());
-  CHECK(far.cancel());
-}
-
 TEST_CASE("A cancelled or destroyed node leaves no timer behind") {
   auto& service = lastcall::detail::TimerService::instance();
   REQUIRE(support::eventually([&] { return service.armed_for_test() == 0; }));
