@@ -576,7 +576,9 @@ int main(int argc, char** argv) {
   long baseline = 0;
   std::uint64_t epoch = 0;
   do {
-    const int count = threads > 0 ? threads : 2 + static_cast<int>(random.below(15));
+    // As many as there can be at first: the C library keeps some of what each thread that ended had.
+    const int most = epoch == 0 ? 16 : 2 + static_cast<int>(random.below(15));
+    const int count = threads > 0 ? threads : most;
     one_epoch(epoch, count, support::under_sanitizer ? 300 : 1000);
     // What is made once stays: the first epoch tells how much that is.
     if (epoch == 0) {
