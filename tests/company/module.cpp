@@ -13,6 +13,7 @@
 #include <exception>
 #include <initializer_list>
 #include <thread>
+#include <vector>
 
 namespace {
 
@@ -89,6 +90,18 @@ bool follows(const void* token, void (*cancel)()) {
   return source.is_cancelled();
 }
 
+void* make_children(const void* token, int count) {
+  auto* const children = new std::vector<CancellationSource>;
+  for (int at = 0; at < count; ++at) {
+    children->emplace_back(*static_cast<const CancellationToken*>(token));
+  }
+  return children;
+}
+
+void destroy_children(void* children) {
+  delete static_cast<std::vector<CancellationSource>*>(children);
+}
+
 int drain_once() {
   lastcall::ShutdownOptions options;
   options.observer = nullptr;
@@ -105,6 +118,7 @@ int drain_once() {
 extern "C" __attribute__((visibility("default"))) const CompanyModule* company_module() {
   static const CompanyModule module{make_trap,      wait_for_signal, destroy_trap,
                                     use_everything, use_deadline,    accept_until_cancelled,
-                                    follows,        drain_once};
+                                    follows,        make_children,   destroy_children,
+                                    drain_once};
   return &module;
 }

@@ -17,6 +17,10 @@ struct CompanyModule {
   bool (*accept_until_cancelled)();
   /// Whether a source made here is cancelled with a token of the caller's.
   bool (*follows)(const void* token, void (*cancel)());
+  /// Children made here, of a token of the caller's: a std::vector<CancellationSource>*, for the caller to delete.
+  void* (*make_children)(const void* token, int count);
+  /// Destroys such a vector of the caller's.
+  void (*destroy_children)(void* children);
   /// A whole coordinator, by SIGTERM; its exit code.
   int (*drain_once)();
 };

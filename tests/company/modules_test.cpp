@@ -21,6 +21,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace {
 
@@ -277,6 +278,43 @@ TEST_CASE("a token of the program's is followed inside an object") {
           const lastcall::CancellationToken token = source.token();
           Module module(pair.first, pair.flags);
           expect(module->follows(&token, [] { shared_source->cancel(); }), "it is cancelled, too");
+        }) == "");
+}
+
+// With hidden symbols each has a pool of its own, and what one made comes back by way of the other.
+TEST_CASE("children that an object made may be destroyed outside of it, and the other way round") {
+  CHECK(with_each_pair([](const Pair& pair) {
+          using Children = std::vector<lastcall::CancellationSource>;
+          constexpr int many = 20'000;
+          const lastcall::CancellationSource source;
+          const lastcall::CancellationToken token = source.token();
+          {
+            Module module(pair.first, pair.flags);
+            const auto exchange = [&] {
+              for (int turn = 0; turn < 10; ++turn) {
+                auto* const own = new Children;
+                for (int at = 0; at < many; ++at) own->emplace_back(token);
+                auto* const theirs = static_cast<Children*>(module->make_children(&token, many));
+                module->destroy_children(own);
+                delete theirs;
+              }
+            };
+            std::thread first(exchange);
+            std::thread second(exchange);
+            first.join();
+            second.join();
+            // These come home when the object is gone.
+            auto* const last = static_cast<Children*>(module->make_children(&token, many));
+            module.close();
+            delete last;
+          }
+          Children again;
+          for (int at = 0; at < many; ++at) again.emplace_back(token);
+          int alike = 0;
+          for (const lastcall::CancellationSource& one : again) {
+            if (!one.is_cancelled() && one.token() != token) ++alike;
+          }
+          expect_equal(alike, many, "the number of new children");
         }) == "");
 }
 

@@ -397,7 +397,9 @@ TEST_CASE("With any one allocation refused, a call throws bad_alloc and nothing 
       CHECK(armed_timers() == armed);
       REQUIRE(nth < 100);
     }
-    CHECK(thrown_in_all > 0);
+    // A node that is nothing but a node has its memory from the pool, which has some: see node_pool_test.cpp.
+    const bool pooled = i < 2 && lastcall::detail::NodePool::is_used;
+    CHECK((thrown_in_all > 0) != pooled);
   }
   CHECK_FALSE(root.is_cancelled());
   CHECK(root.cancel());

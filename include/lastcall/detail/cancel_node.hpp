@@ -3,12 +3,13 @@
 //
 // Memory orders here and in cancel_tree.hpp. Where nothing else is said, relaxed means one of these: the
 // caller has the lock of the lane whose word it is (lock_bit() acquires, unlock_bit() releases); the bit or
-// word asked for is constant since before the node was published (shard_flag, timed_flag, joined_flag, the
-// owner, the deadline), and whoever has a handle got it by something that synchronizes; or nobody else
+// word asked for is constant since before the node was published (shard_flag, timed_flag, joined_flag,
+// unpooled_flag, the owner, the deadline), and whoever has a handle got it by something that synchronizes; or nobody else
 // knows the node yet, or any more. Every other order has its reason beside it.
 #pragma once
 
 #include <lastcall/cause.hpp>
+#include <lastcall/detail/node_pool.hpp>
 #include <lastcall/detail/owned.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/spin_bit.hpp>
@@ -44,12 +45,13 @@ inline constexpr std::uint32_t cancelled_flag = 1U << 1;  // in a node's own lan
 inline constexpr std::uint32_t linked_flag = 1U << 2;     // the lane is not empty
 inline constexpr std::uint32_t orphan_flag = 1U << 3;  // who empties the lane lets the node go (I6)
 inline constexpr std::uint32_t shard_flag = 1U << 4;   // the lane is one of an Extension's
-inline constexpr std::uint32_t sharded_flag = 1U << 5;  // the node has shards
-inline constexpr std::uint32_t timed_flag = 1U << 6;    // the node is a TimedNode
-inline constexpr std::uint32_t joined_flag = 1U << 7;   // the node is a JoinNode
-inline constexpr std::uint32_t dying_flag = 1U << 8;    // a JoinNode on its way out
-inline constexpr std::uint32_t sourced_flag = 1U << 9;  // its CancellationSource is still there
-inline constexpr unsigned strikes_shift = 16;           // above: how often the lane was contended
+inline constexpr std::uint32_t sharded_flag = 1U << 5;    // the node has shards
+inline constexpr std::uint32_t timed_flag = 1U << 6;      // the node is a TimedNode
+inline constexpr std::uint32_t joined_flag = 1U << 7;     // the node is a JoinNode
+inline constexpr std::uint32_t dying_flag = 1U << 8;      // a JoinNode on its way out
+inline constexpr std::uint32_t sourced_flag = 1U << 9;    // its CancellationSource is still there
+inline constexpr std::uint32_t unpooled_flag = 1U << 10;  // the node is from operator new
+inline constexpr unsigned strikes_shift = 16;             // above: how often the lane was contended
 inline constexpr std::uint32_t strikes_to_grow = 8;
 
 struct Node;
@@ -73,8 +75,10 @@ struct Node : Link, Lane {
   // the node's own lock; read without it only after sharded_flag was seen, when it is constant.
   std::atomic<std::uintptr_t> extra{0};
 };
-static_assert(sizeof(void*) != 8 || sizeof(Node) == 56,
-              "64 bytes with malloc's word: see cancellation.hpp");
+static_assert(sizeof(void*) != 8 || sizeof(Node) == 56, "see cancellation.hpp");
+
+// Where a node comes from that is nothing but a Node.
+using NodePool = BlockPool<sizeof(Node)>;
 
 // A timer that knows its node.
 struct NodeTimer : TimerLink {
@@ -151,11 +155,16 @@ inline Lane* next_lane(Node* node, Lane* lane) noexcept {
   return next == shards + Extension::shard_count ? nullptr : next;
 }
 
-inline std::uint32_t lock_node(Node* node) noexcept {
-  const std::uint32_t state = lock_bit(node->state);
+/// The other lanes of a node whose own is locked.
+inline void lock_shards(Node* node) noexcept {
   for (Lane* lane = next_lane(node, node); lane != nullptr; lane = next_lane(node, lane)) {
     lock_bit(lane->state);
   }
+}
+
+inline std::uint32_t lock_node(Node* node) noexcept {
+  const std::uint32_t state = lock_bit(node->state);
+  lock_shards(node);
   return state;
 }
 
@@ -192,6 +201,24 @@ inline bool any_linked(Node* node) noexcept {
   return false;
 }
 
+// A new node that nobody knows yet, with one handle.
+[[gnu::always_inline]] inline Node* begin_plain(Node* node, std::uint32_t flags) noexcept {
+  node->handles.store(1, std::memory_order_relaxed);
+  node->state.store(flags, std::memory_order_relaxed);
+  return node;
+}
+
+// When the pool has none; out of line, so that the usual way is inlined.
+[[gnu::cold, gnu::noinline]] inline Node* make_unpooled(std::uint32_t flags) {
+  return begin_plain(new Node, flags | unpooled_flag);
+}
+
+/// A Node with one handle and these flags.
+inline Node* make_plain(std::uint32_t flags) {
+  void* const room = NodePool::take();
+  return room != nullptr ? begin_plain(::new (room) Node, flags) : make_unpooled(flags);
+}
+
 // Out of line: a compiler that sees what kind of node was made warns of the casts to the other kinds.
 [[gnu::noinline]] inline void destroy_special(Node* node) noexcept {
   delete extension_of(node);
@@ -200,19 +227,21 @@ inline bool any_linked(Node* node) noexcept {
     delete static_cast<TimedNode*>(node);
   } else if ((state & joined_flag) != 0) {
     delete static_cast<JoinNode*>(node);
-  } else {
+  } else if ((state & unpooled_flag) != 0) {
     delete node;
+  } else {
+    NodePool::give(node);
   }
 }
 
 inline void destroy_node(Node* node) noexcept {
   release(node->cause);
   const std::uint32_t state = node->state.load(std::memory_order_relaxed);
-  if ((state & (timed_flag | joined_flag)) != 0 ||
+  if ((state & (timed_flag | joined_flag | unpooled_flag)) != 0 ||
       node->extra.load(std::memory_order_relaxed) != 0) {
     destroy_special(node);
   } else {
-    delete node;
+    NodePool::give(node);
   }
 }
 

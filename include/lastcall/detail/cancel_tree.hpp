@@ -79,10 +79,8 @@ inline void retain(Node* node) noexcept {
   node->handles.fetch_add(1, std::memory_order_relaxed);
 }
 
-/// Under the lane's lock, with its flags after a link was taken out: a handle of the node if that has to
-/// be released now (I6), else null.
-inline Node* claim_orphan(Lane* lane, std::uint32_t state) noexcept {
-  if ((state & (linked_flag | orphan_flag)) != orphan_flag) return nullptr;
+// The way of who emptied the lane of an orphan; out of line, so that the usual way is inlined.
+[[gnu::noinline]] inline Node* claim(Lane* lane, std::uint32_t state) noexcept {
   Node* const node = owner_of(lane);
   if ((state & (shard_flag | sharded_flag | timed_flag)) == 0 &&
       node->handles.load(std::memory_order_relaxed) == 0) {
@@ -92,6 +90,12 @@ inline Node* claim_orphan(Lane* lane, std::uint32_t state) noexcept {
     retain(node);
   }
   return node;
+}
+
+/// Under the lane's lock, with its flags after a link was taken out: a handle of the node if that has to
+/// be released now (I6), else null.
+inline Node* claim_orphan(Lane* lane, std::uint32_t state) noexcept {
+  return (state & (linked_flag | orphan_flag)) == orphan_flag ? claim(lane, state) : nullptr;
 }
 
 /// Takes a link out of its lane. Returns the node if it has to be released now (I6), else null.
@@ -157,46 +161,64 @@ inline void free_join(JoinNode* node, DeadJoins& dead) noexcept {
 // Gives up what looked like the last handle of a node with something on it, which then stays linked to
 // its parent: its own lock is enough. False, and nothing given up, if nothing is on it any more.
 inline bool left_as_orphan(Node* node) noexcept {
-  const std::uint32_t state = lock_node(node);
-  const bool linked = any_linked(node);
-  bool orphan = false;
-  if (linked) {
-    // acquire, and acq_rel below: whoever has the last handle has seen all that was done by way of the
-    // others, so that it may free the node.
-    if ((state & timed_flag) == 0 && node->handles.load(std::memory_order_acquire) == 1) {
-      // Who could make another one needs this lock (I5); no need for a read-modify-write.
-      node->handles.store(0, std::memory_order_relaxed);
-      orphan = true;
-    } else {
-      orphan = node->handles.fetch_sub(1, std::memory_order_acq_rel) == 1;
-    }
+  // A node with one lane and no timer: who could make another handle needs this lock (I5).
+  const std::uint32_t seen = lock_bit(node->state);
+  // acquire, and acq_rel below: whoever has the last handle has seen all that was done by way of the
+  // others, so that it may free the node.
+  if ((seen & (linked_flag | sharded_flag | timed_flag)) == linked_flag &&
+      node->handles.load(std::memory_order_acquire) == 1) {
+    node->handles.store(0, std::memory_order_relaxed);  // no need for a read-modify-write
+    unlock_bit(node->state, seen | orphan_flag);
+    return true;
   }
+  lock_shards(node);
+  const bool linked = any_linked(node);
+  const bool orphan = linked && node->handles.fetch_sub(1, std::memory_order_acq_rel) == 1;
   unlock_node(node, orphan ? orphan_flag : 0U);
   return linked;
+}
+
+// Under its parent's lane lock, if it has one: whether this is the last handle of a node that is nothing but a
+// node and has nothing on it, so that it needs no lock of its own (I5).
+inline bool is_plain_and_last(const Node* node) noexcept {
+  constexpr std::uint32_t not_plain =
+      locked_bit | linked_flag | sharded_flag | timed_flag | joined_flag;
+  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good. The same for the
+  // handles: what others did with theirs comes before the node is freed.
+  return (node->state.load(std::memory_order_acquire) & not_plain) == 0 &&
+         node->handles.load(std::memory_order_acquire) == 1;
+}
+
+/// The end of a node that is known to go. Returns the parent if that has to be released in turn, else null.
+inline Node* bury(Node* node, Lane* up, std::uint32_t up_state) noexcept {
+  Node* parent = nullptr;
+  if (up != nullptr) {
+    up_state = erase_link(up, node, up_state);
+    parent = claim_orphan(up, up_state);
+    unlock_bit(up->state, up_state);
+  }
+  destroy_node(node);
+  return parent;
 }
 
 // Called with what looked like the last handle. Gives it up; if it was, and nothing hangs on the node,
 // the node goes. Returns the parent if that has to be released in turn, else null.
 inline Node* retire(Node* node, DeadJoins& dead) noexcept {
-  constexpr std::uint32_t not_plain =
-      locked_bit | linked_flag | sharded_flag | timed_flag | joined_flag;
   // relaxed: a guess, made good under the lock; joined_flag is constant.
   const std::uint32_t glance = node->state.load(std::memory_order_relaxed);
   if ((glance & linked_flag) != 0 && left_as_orphan(node)) return nullptr;
   const bool joined = (glance & joined_flag) != 0;
   // Parent before child (I3). A join has many parents: they are dealt with after it is dying.
   Lane* const up = joined || node->where == 0 ? nullptr : lane_of(node);
-  std::uint32_t up_state = up == nullptr ? 0 : lock_bit(up->state);
+  const std::uint32_t up_state = up == nullptr ? 0 : lock_bit(up->state);
 
-  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good (I5). The same
-  // for the handles, here and below: what others did with theirs comes before the node is freed.
-  const std::uint32_t state = node->state.load(std::memory_order_acquire);
-  bool last = (state & not_plain) == 0 && node->handles.load(std::memory_order_acquire) == 1;
-  if (!last) {
+  if (!is_plain_and_last(node)) {
     lock_node(node);
     const bool linked = any_linked(node);
-    bool disarmed = (state & timed_flag) == 0;
+    bool disarmed = (glance & timed_flag) == 0;
+    // acquire, here and below: as in is_plain_and_last().
     std::uint32_t seen = node->handles.load(std::memory_order_acquire);
+    bool last = false;
     // Who has another handle gives it up without this lock, so one exchange must tell which is the last:
     // with nothing linked, and no handle left, nobody would ever come to let the node go.
     for (;;) {
@@ -225,18 +247,11 @@ inline Node* retire(Node* node, DeadJoins& dead) noexcept {
     free_join(static_cast<JoinNode*>(node), dead);
     return nullptr;
   }
-  Node* parent = nullptr;
-  if (up != nullptr) {
-    up_state = erase_link(up, node, up_state);
-    parent = claim_orphan(up, up_state);
-    unlock_bit(up->state, up_state);
-  }
-  destroy_node(node);
-  return parent;
+  return bury(node, up, up_state);
 }
 
 /// Gives up one handle. Never recurses: who lets go the last child of an orphan goes on with it.
-inline void release(Node* node) noexcept {
+[[gnu::noinline]] inline void release(Node* node) noexcept {
   DeadJoins dead;
   for (;;) {
     while (node != nullptr) {
@@ -571,7 +586,7 @@ class Marking {
 
 /// Cancels the node: marks the subtree, wakes, runs the callbacks. True for the one call that did it.
 /// The caller's handle may go in a callback: the node is not touched after it is marked.
-inline bool cancel_node(Node* node, const CauseRecord* cause) noexcept {
+[[gnu::noinline]] inline bool cancel_node(Node* node, const CauseRecord* cause) noexcept {
   // acquire: who is told "cancelled already" may ask for the cause (I2).
   if ((node->state.load(std::memory_order_acquire) & cancelled_flag) != 0) return false;
   CancelWork work;
@@ -605,15 +620,11 @@ inline void born_cancelled(Node* node, const CauseRecord* cause) noexcept {
   node->state.fetch_or(cancelled_flag, std::memory_order_release);
 }
 
-inline Node* make_root() {
-  auto* const node = new Node;
-  node->handles.store(1, std::memory_order_relaxed);
-  node->state.store(sourced_flag, std::memory_order_relaxed);
-  return node;
-}
+inline Node* make_root() { return make_plain(sourced_flag); }
 
-/// A node born cancelled; a deadline is only remembered.
-inline Node* make_cancelled(const CauseRecord* cause, std::optional<Clock::time_point> deadline) {
+/// A node born cancelled; a deadline is only remembered. Out of line: who makes children makes few of these.
+[[gnu::cold, gnu::noinline]] inline Node* make_cancelled(
+    const CauseRecord* cause, std::optional<Clock::time_point> deadline) {
   if (!deadline) {
     Node* const node = make_root();
     born_cancelled(node, cause);
@@ -627,15 +638,20 @@ inline Node* make_cancelled(const CauseRecord* cause, std::optional<Clock::time_
   return timed;
 }
 
+/// The same under a cancelled parent.
+[[gnu::cold, gnu::noinline]] inline Node* make_cancelled_below(const Node* parent) {
+  return make_cancelled(parent->cause, nearest_deadline(parent));
+}
+
 /// A child of `parent` (null: a root), with one handle.
 inline Node* make_child(Node* parent) {
   if (parent == nullptr) return make_root();
   if (!is_cancelled(parent)) {
     Node* const node = make_root();
     if (attach(parent, node, LinkKind::child)) return node;
-    delete node;  // too late: it is to be born cancelled
+    destroy_node(node);  // too late: it is to be born cancelled
   }
-  return make_cancelled(parent->cause, nearest_deadline(parent));
+  return make_cancelled_below(parent);
 }
 
 /// A child that is cancelled at `deadline` at the latest. Throws std::system_error if the timer thread
@@ -740,12 +756,23 @@ inline void remove_callback(CallbackLink* callback) noexcept {
 
 /// The destructor of a source that is armed: cancels, then gives up the handle.
 inline void abandon_node(Node* node) noexcept {
-  constexpr std::uint32_t busy = locked_bit | linked_flag | sharded_flag | cancelled_flag;
-  // With no other handle and nothing linked nobody could tell whether it was cancelled (I5). acquire: as
-  // in retire().
-  const bool unseen = (node->state.load(std::memory_order_acquire) & busy) == 0 &&
+  // acquire: as in is_plain_and_last().
+  const std::uint32_t state = node->state.load(std::memory_order_acquire);
+  // With no other handle and nothing on it nobody could tell whether it was cancelled (I5).
+  const bool unseen = (state & (locked_bit | linked_flag | sharded_flag)) == 0 &&
                       node->handles.load(std::memory_order_acquire) == 1;
-  if (!unseen) cancel_node(node, &cancelled_record);
+  if (!unseen) {
+    if ((state & cancelled_flag) == 0) cancel_node(node, &cancelled_record);
+  } else if ((state & (timed_flag | joined_flag)) == 0 && node->where != 0) {
+    // The short way of a child that is nothing but a node.
+    Lane* const up = lane_of(node);
+    const std::uint32_t up_state = lock_bit(up->state);
+    if (is_plain_and_last(node)) {
+      if (Node* const parent = bury(node, up, up_state)) release(parent);
+      return;
+    }
+    unlock_bit(up->state, up_state);
+  }
   release(node);
 }
 
