@@ -173,7 +173,7 @@ class CancellationSource {
       : node_(tag(detail::make_child(detail::TreeAccess::peek(parent)))) {}
 
   /// context.WithTimeout. A timeout of zero or less: born cancelled, deadline_exceeded. Never early;
-  /// at most a tick (some 1.05 ms) and a wake-up late. The first deadline of a process starts the timer
+  /// at most a tick (1 ms) and a wake-up late. The first deadline of a process starts the timer
   /// thread: std::system_error (EAGAIN) if that can't be had. In a forked child a deadline from before the
   /// fork doesn't come, unless the parent had no other thread and the child sets a deadline of its own.
   template <class Rep, class Period>

@@ -11,6 +11,9 @@
 #include <pthread.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
 
 #include <array>
 #include <atomic>
@@ -1111,6 +1114,23 @@ TEST_CASE("Who uses no deadline has no timer thread, and the first deadline star
     if (support::live_threads() != 2) return 15;
     const CancellationSource again(CancellationToken(), 1h);
     return support::live_threads() == 2 ? 0 : 16;
+  });
+  CHECK(outcome == 0);
+}
+#endif
+
+#if defined(__linux__)
+TEST_CASE("The timer thread has no slack for its sleep, whatever the thread has that started it") {
+  if (support::under_tsan) return;  // no thread may be made after a fork
+  const int outcome = support::in_child_process([] {
+    ::prctl(PR_SET_TIMERSLACK, 5'000'000'000UL, 0UL, 0UL, 0UL);
+    std::atomic<int> slack{-1};
+    const CancellationSource timed(CancellationToken(), 1ms);
+    const CancellationCallback callback(
+        timed.token(), [&slack] { slack = ::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL); });
+    const auto end = Clock::now() + 30s;
+    while (slack == -1 && Clock::now() < end) std::this_thread::yield();
+    return slack == 1 ? 0 : 10;
   });
   CHECK(outcome == 0);
 }

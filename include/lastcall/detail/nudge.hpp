@@ -4,7 +4,7 @@
 // condition variable, a blocking system call) can't always tell whether its wake-up came before the
 // thread went to sleep. Nor may it wait to find out: it may hold a lock that the thread needs. So it
 // tries once itself, and if in doubt leaves the matter to the timer thread, which tries again at each
-// tick (some 1.05 ms) until an attempt is certain to have been heard, or the thread is out. Nobody is
+// tick (1 ms) until an attempt is certain to have been heard, or the thread is out. Nobody is
 // woken for nothing as long as nobody cancels.
 //
 // A Nudge is made by the thread that may have to be nudged, before it blocks: then the canceller

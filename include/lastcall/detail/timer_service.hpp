@@ -62,7 +62,7 @@ class TimerService {
       link->armed = true;
       link->generation = generation_;
       shard.wheel.insert(link,
-                         nanoseconds(now) >> tick_bits);  // not ahead of the clock: it has passed
+                         nanoseconds(now) / tick_length);  // not ahead of the clock: it has passed
       if (link->tick < shard.earliest.load(std::memory_order_relaxed)) {
         shard.earliest.store(link->tick, std::memory_order_seq_cst);  // invariant 3
       } else {
@@ -102,7 +102,7 @@ class TimerService {
 
  private:
   static constexpr unsigned shard_count = 8;
-  static constexpr unsigned tick_bits = 20;  // a tick is 2^20 ns, some 1.05 ms
+  static constexpr std::uint64_t tick_length = 1'000'000;  // nanoseconds
 
   struct alignas(128) Shard {
     SpinLock lock;
@@ -126,13 +126,12 @@ class TimerService {
     return since.count() > 0 ? static_cast<std::uint64_t>(since.count()) : 0U;
   }
   static std::uint64_t tick_of(Clock::time_point when) noexcept {
-    constexpr std::uint64_t below = (std::uint64_t{1} << tick_bits) - 1;
-    return (nanoseconds(when) + below) >> tick_bits;  // up: invariant 4
+    return (nanoseconds(when) + (tick_length - 1)) / tick_length;  // up: invariant 4
   }
-  static Clock::time_point time_of(std::uint64_t tick) noexcept {
-    if (tick >= (std::uint64_t{1} << (62 - tick_bits))) return Clock::time_point::max();
+  static Clock::time_point time_of(std::uint64_t ticks) noexcept {
+    if (ticks >= (std::uint64_t{1} << 62) / tick_length) return Clock::time_point::max();
     return Clock::time_point(std::chrono::duration_cast<Clock::duration>(
-        std::chrono::nanoseconds(static_cast<std::int64_t>(tick << tick_bits))));
+        std::chrono::nanoseconds(static_cast<std::int64_t>(ticks * tick_length))));
   }
 
   bool link_is_sooner(const Shard& shard) const noexcept {
@@ -178,6 +177,8 @@ class TimerService {
 
   static void* thread_main(void* self) {
     name_this_thread("lastcall-timer");
+    // It wakes once a tick for all that is due in it: there is nothing more to put together.
+    keep_exact_time(1);
     static_cast<TimerService*>(self)->run();
     return nullptr;
   }
@@ -186,7 +187,7 @@ class TimerService {
     for (;;) {
       // acquire: before the shards are looked at, so that a ring after that look ends the sleep at once.
       const std::uint32_t rung = doorbell_.load(std::memory_order_acquire);
-      const std::uint64_t now = nanoseconds(Clock::now()) >> tick_bits;
+      const std::uint64_t now = nanoseconds(Clock::now()) / tick_length;
       std::uint64_t next = TimerWheel::never;
       for (Shard& shard : shards_) {
         const std::uint64_t wanted = fire_due(shard, now);
