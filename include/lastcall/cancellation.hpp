@@ -32,7 +32,8 @@
 //      always take the lane's lock, finds there whether it is pending, running or finished, and waits,
 //      if it runs on another thread, on its own word; the runner writes that word last.
 //  I8  A waiter is taken out, its word is set, and it is woken by address, under the lane's lock and
-//      after the whole subtree is marked. Then the waiter may leave without a lock.
+//      after the whole subtree is marked; at the node that was cancelled that is done before its lock is let
+//      go, but after it is published. Then the waiter may leave without a lock.
 //  I9  Neither cancelling nor destroying recurses: the way up is in the links, nodes with something to
 //      run are listed through Node::extra, and orphans are let go in a loop.
 //

@@ -45,6 +45,7 @@
  *       18 (I5) WHO=17  a node with a timer is let go without disarming it
  *       19 (I5) WHO=17  the timer thread takes its handle after it has let its lock go
  *       20 (I5) WHO=17  handles are not counted again after the timer was disarmed
+ *       21 (I8) WHO=9   who waits for the node that is cancelled is woken before that is published
  */
 #ifndef BUG
 #define BUG 0
@@ -261,7 +262,7 @@ inline wake(n) {
   fi
 }
 
-/* Uses the caller's c_node, c_child, c_work1, c_up, c_go. */
+/* Uses the caller's c_node, c_child, c_work1, c_asleep, c_up, c_go. */
 inline cancel(root, who, won) {
   won = false;
   touch(root);
@@ -274,6 +275,7 @@ inline cancel(root, who, won) {
      :: else ->
         won = true;
         c_work1 = false;
+        c_asleep = false;
         c_node = root;
         c_go = true;
 #if BUG != 2
@@ -314,18 +316,29 @@ inline cancel(root, who, won) {
 #endif
         :: else ->
            /* leave() */
-           if
-           :: c_node == 1 && (cb_linked || w_linked || WITH_DESCRIPTOR) ->
-              c_work1 = true;
-#if BUG != 7
-              handles[1] = handles[1] + 1;
-#endif
-#if BUG == 16
-              wake(1);
-#endif
-           :: else
-           fi;
            if :: timed(c_node) -> disarm() :: else fi;
+           if
+           :: c_node == root ->
+              /* Its subtree is marked: it is published, and who waits is awake, under this lock. */
+#if BUG == 21
+              if :: root == 1 -> wake(1) :: else fi;
+#endif
+              atomic { touch(c_node); flagged[c_node] = true };
+#if BUG != 21
+              if :: root == 1 -> wake(1) :: else fi;
+#endif
+              if :: root == 1 -> c_work1 = cb_linked :: else fi
+           :: else ->
+              c_asleep = (c_node == 1 && (cb_linked || w_linked || WITH_DESCRIPTOR));
+              c_work1 = c_asleep
+#if BUG == 16
+              ;
+              if :: c_asleep -> wake(1) :: else fi
+#endif
+           fi;
+#if BUG != 7
+           if :: c_node == 1 && c_work1 -> handles[1] = handles[1] + 1 :: else fi;
+#endif
            atomic { touch(c_node); flagged[c_node] = true; locked[c_node] = false };
 #if BUG == 2
            cause[c_node] = who;
@@ -343,10 +356,14 @@ inline cancel(root, who, won) {
         assert_marked_below(root);
         /* wake(), then run_one() until there is nothing left. */
         if
-        :: c_work1 ->
+        :: c_asleep ->
            lock(1);
            wake(1);
-           unlock(1);
+           unlock(1)
+        :: else
+        fi;
+        if
+        :: c_work1 ->
            lock(1);
            if
            :: cb_linked && stage == pending ->
@@ -355,6 +372,10 @@ inline cancel(root, who, won) {
               stage = running;
 #endif
               unlock(1);
+              /* The last of the node: its link keeps it from here on. */
+#if BUG != 7
+              release(1);
+#endif
               /* run() */
               assert(!cb_freed);
               cb_runs = cb_runs + 1;
@@ -363,22 +384,25 @@ inline cancel(root, who, won) {
               if :: root == 0 -> assert_marked_below(0) :: else fi;
               assert(!cb_freed);
 #if BUG == 10
-              stage = finished;
+              stage = finished
 #else
               atomic {
                 if :: stage == awaited -> c_go = true :: else -> c_go = false fi;
                 stage = finished
               };
-              if :: c_go -> cb_sleeps = false :: else fi;
+              if :: c_go -> cb_sleeps = false :: else fi
 #endif
 #if BUG == 9
-              assert(!cb_freed);
+              ;
+              assert(!cb_freed)
 #endif
-           :: else -> unlock(1)
-           fi;
+           :: else ->
+              unlock(1)
 #if BUG != 7
-           release(1)
+              ;
+              release(1)
 #endif
+           fi
         :: else
         fi
      fi
@@ -390,7 +414,7 @@ inline cancel(root, who, won) {
 #define LOCALS \
   byte r_node; byte r_up; byte r_claimed; byte r_seen; bool r_last; bool r_stop; bool r_linked; \
   bool r_disarmed; \
-  byte c_node; byte c_child; bool c_work1; bool c_go; bool won
+  byte c_node; byte c_child; bool c_work1; bool c_asleep; bool c_go; bool won
 
 proctype A() {
   LOCALS;

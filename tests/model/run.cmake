@@ -49,7 +49,8 @@ lastcall_runs(signal_trap "-O1 -DCOLLAPSE -DMEMLIM=1900" "-a -f -m200000"
 lastcall_runs(cancellation "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "BUG=1 WHO=3" "BUG=2 WHO=3" "BUG=3 WHO=3" "BUG=4 WHO=3" "BUG=5 WHO=33" "BUG=6 WHO=2" "BUG=7 WHO=3"
   "BUG=8 WHO=2" "BUG=9 WHO=2" "BUG=10 WHO=2" "BUG=11 WHO=8" "BUG=12 WHO=8" "BUG=13 WHO=4" "BUG=14 WHO=1"
-  "BUG=15 WHO=2" "BUG=16 WHO=9" "BUG=17 WHO=2" "BUG=18 WHO=17" "BUG=19 WHO=17" "BUG=20 WHO=17")
+  "BUG=15 WHO=2" "BUG=16 WHO=9" "BUG=17 WHO=2" "BUG=18 WHO=17" "BUG=19 WHO=17" "BUG=20 WHO=17"
+  "BUG=21 WHO=9")
 lastcall_runs(wait_group "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "BUG=1" "BUG=2" "BUG=3" "BUG=4" "BUG=5" "BUG=6" "BUG=7" "BUG=8" "BUG=9 SYMMETRIC SIMPLE"
   "BUG=10 SYMMETRIC SIMPLE")

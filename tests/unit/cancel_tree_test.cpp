@@ -189,7 +189,7 @@ TEST_CASE(
   detail::CancelWork work;
   CHECK(work.empty());
   std::uint32_t before = detail::lock_bit(node->state);
-  work.push(node);
+  work.push(node, true);
   CHECK_FALSE(work.empty());
   CHECK_FALSE(work.wake(Clock::now() + 2ms));  // the lock is held
   CHECK_FALSE(support::is_readable(fd));

@@ -41,8 +41,9 @@ struct alignas(8) Lane {
   Link* head = nullptr;
 };
 
-inline constexpr std::uint32_t cancelled_flag = 1U << 1;  // in a node's own lane: the word of I2
-inline constexpr std::uint32_t linked_flag = 1U << 2;     // the lane is not empty
+// In a node's own lane: the word of I2. The lowest bit, so that is_cancelled() has no shift behind its load.
+inline constexpr std::uint32_t cancelled_flag = 1U;
+inline constexpr std::uint32_t linked_flag = 1U << 2;  // the lane is not empty
 inline constexpr std::uint32_t orphan_flag = 1U << 3;  // who empties the lane lets the node go (I6)
 inline constexpr std::uint32_t shard_flag = 1U << 4;   // the lane is one of an Extension's
 inline constexpr std::uint32_t sharded_flag = 1U << 5;    // the node has shards
@@ -76,9 +77,6 @@ struct Node : Link, Lane {
   std::atomic<std::uintptr_t> extra{0};
 };
 static_assert(sizeof(void*) != 8 || sizeof(Node) == 56, "see cancellation.hpp");
-
-// Where a node comes from that is nothing but a Node.
-using NodePool = BlockPool<sizeof(Node)>;
 
 // A timer that knows its node.
 struct NodeTimer : TimerLink {
@@ -201,8 +199,12 @@ inline bool any_linked(Node* node) noexcept {
   return false;
 }
 
+// Where a node comes from that is nothing but a Node.
+using NodePool = BlockPool<sizeof(Node)>;
+
 // A new node that nobody knows yet, with one handle.
-[[gnu::always_inline]] inline Node* begin_plain(Node* node, std::uint32_t flags) noexcept {
+template <class Made>
+[[gnu::always_inline]] inline Made* begin_node(Made* node, std::uint32_t flags) noexcept {
   node->handles.store(1, std::memory_order_relaxed);
   node->state.store(flags, std::memory_order_relaxed);
   return node;
@@ -210,13 +212,21 @@ inline bool any_linked(Node* node) noexcept {
 
 // When the pool has none; out of line, so that the usual way is inlined.
 [[gnu::cold, gnu::noinline]] inline Node* make_unpooled(std::uint32_t flags) {
-  return begin_plain(new Node, flags | unpooled_flag);
+  return begin_node(new Node, flags | unpooled_flag);
 }
 
 /// A Node with one handle and these flags.
 inline Node* make_plain(std::uint32_t flags) {
   void* const room = NodePool::take();
-  return room != nullptr ? begin_plain(::new (room) Node, flags) : make_unpooled(flags);
+  return room != nullptr ? begin_node(::new (room) Node, flags) : make_unpooled(flags);
+}
+
+/// The same of a TimedNode. Not from a pool: many at once, over and over, cost more than with malloc, which
+/// keeps their pages.
+inline TimedNode* make_timed(std::uint32_t flags, Clock::time_point deadline) {
+  TimedNode* const node = begin_node(new TimedNode, flags | timed_flag);
+  node->deadline = deadline;
+  return node;
 }
 
 // Out of line: a compiler that sees what kind of node was made warns of the casts to the other kinds.

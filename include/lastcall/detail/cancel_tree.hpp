@@ -286,8 +286,9 @@ class CancelWork {
 
   bool empty() const noexcept { return head_ == nullptr; }
 
-  /// Under the node's lock.
-  void push(Node* node) noexcept {
+  /// Under the node's lock. `asleep`: wake() has something to do there.
+  void push(Node* node, bool asleep) noexcept {
+    asleep_ = asleep_ || asleep;
     retain(node);
     if (Extension* const extension = extension_of(node)) {
       extension->next_work = head_;
@@ -300,6 +301,7 @@ class CancelWork {
   /// Wakes every waiter and raises every descriptor. Runs no user code and frees nothing. False: past
   /// `deadline` a lock was still held, and not all are awake; it may be called again.
   bool wake(Clock::time_point deadline = Clock::time_point::max()) noexcept {
+    if (!asleep_) return true;
     bool all = true;
     for (Node* node = head_; node != nullptr; node = next_of(node)) {
       std::uint32_t unused = 0;
@@ -309,13 +311,19 @@ class CancelWork {
         all = false;
         continue;
       }
-      for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) wake_lane(lane);
-      if (Extension* const extension = extension_of(node); extension && extension->flag) {
-        extension->flag->raise();
-      }
+      wake_node(node);
       unlock_node(node);
     }
+    asleep_ = !all;
     return all;
+  }
+
+  /// The same of one node, whose lock the caller has.
+  static void wake_node(Node* node) noexcept {
+    for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) wake_lane(lane);
+    if (Extension* const extension = extension_of(node); extension && extension->flag) {
+      extension->flag->raise();
+    }
   }
 
   /// Runs one callback; false if there is none left.
@@ -331,14 +339,15 @@ class CancelWork {
     while (head_ != nullptr) {
       Node* const node = head_;
       for (Lane* lane = node; lane != nullptr; lane = next_lane(node, lane)) {
-        if (CallbackLink* const callback = take_callback(lane)) {
-          // The node is kept by the callback's link until its destructor (I7); by the worklist too.
+        bool done = false;
+        if (CallbackLink* const callback = take_callback(lane, done)) {
+          // The node is kept by the callback's link until its destructor (I7).
+          if (done) release(node);
           return callback;
         }
       }
       lock_bit(node->state);
-      head_ = next_of(node);
-      if (extension_of(node) == nullptr) node->extra.store(0, std::memory_order_relaxed);
+      pop(node);
       unlock_bit(node->state, node->state.load(std::memory_order_relaxed));
       release(node);
     }
@@ -389,29 +398,42 @@ class CancelWork {
     lane->state.store(state, std::memory_order_relaxed);  // still locked
   }
 
+  // Under the lock of the list's first node.
+  void pop(Node* node) noexcept {
+    head_ = next_of(node);
+    if (extension_of(node) == nullptr) node->extra.store(0, std::memory_order_relaxed);
+  }
+
+  static bool is_pending(const Link* link) noexcept {
+    return kind_of(link) == LinkKind::callback &&
+           static_cast<const CallbackLink*>(link)->stage.load(std::memory_order_relaxed) ==
+               CallbackLink::pending;
+  }
+
   // The first callback if it has not been taken yet. Turning the circle by one puts it behind all
-  // that still wait, where it stays linked, and keeps the node, until its destructor.
-  static CallbackLink* take_callback(Lane* lane) noexcept {
+  // that still wait, where it stays linked, and keeps the node, until its destructor. `done`: it was the last of
+  // the node, which has been popped.
+  CallbackLink* take_callback(Lane* lane, bool& done) noexcept {
     // A glance without the lock: nothing can be added to a cancelled node. acquire: as if it had been
     // taken; whoever took the last link out is done.
     if ((lane->state.load(std::memory_order_acquire) & linked_flag) == 0) return nullptr;
     const std::uint32_t state = lock_bit(lane->state);
     CallbackLink* taken = nullptr;
     Link* const first = lane->head;
-    if (first != nullptr && kind_of(first) == LinkKind::callback) {
-      auto* const callback = static_cast<CallbackLink*>(first);
-      if (callback->stage.load(std::memory_order_relaxed) == CallbackLink::pending) {
-        taken = callback;
-        taken->runner_thread = this_thread_mark();
-        taken->stage.store(CallbackLink::running, std::memory_order_relaxed);
-        lane->head = first->next;
-      }
+    if (first != nullptr && is_pending(first)) {
+      taken = static_cast<CallbackLink*>(first);
+      taken->runner_thread = this_thread_mark();
+      taken->stage.store(CallbackLink::running, std::memory_order_relaxed);
+      lane->head = first->next;
+      done = lane == head_ && (state & sharded_flag) == 0 && !is_pending(lane->head);
+      if (done) pop(head_);
     }
     unlock_bit(lane->state, state);
     return taken;
   }
 
   Node* head_ = nullptr;
+  bool asleep_ = false;
 };
 
 inline Link* last_child(const Lane* lane) noexcept {
@@ -433,7 +455,9 @@ inline bool has_callbacks(Node* node) noexcept {
 // links themselves.
 class Marking {
  public:
-  Marking(const CauseRecord* cause, CancelWork& work) noexcept : cause_(cause), work_(work) {
+  /// `fired`: a node whose timer is known to be in no wheel any more.
+  Marking(const CauseRecord* cause, CancelWork& work, const Node* fired = nullptr) noexcept
+      : cause_(cause), work_(work), fired_(fired) {
     // A reference for each node, taken at once: no counter is touched on the way.
     detail::retain(cause_, plenty);
   }
@@ -476,7 +500,7 @@ class Marking {
         }
         // The link by which to go back up must be read before the node is unlocked.
         Link* const up = way_up(node);
-        leave(node);
+        leave(node, root);
         if (node == root) return true;
         lane = lane_of(up);
         node = owner_of(lane);
@@ -522,13 +546,13 @@ class Marking {
     ++used_;
   }
 
-  void leave(Node* node) noexcept {
+  void leave(Node* node, const Node* root) noexcept {
     if (node->cause == nullptr) {
       unlock_node(node);
       return;
     }
     const std::uint32_t state = node->state.load(std::memory_order_relaxed);
-    if ((state & timed_flag) != 0) {
+    if ((state & timed_flag) != 0 && node != fired_) {
       TimerLink& timer = static_cast<TimedNode*>(node)->timer;
       if (timer.due != nullptr) {
         if (deadline_ == Clock::time_point::max()) {
@@ -539,8 +563,15 @@ class Marking {
       }
     }
     const Extension* const extension = extension_of(node);
-    if (has_callbacks(node) || (extension != nullptr && extension->flag)) {
-      work_.push(node);
+    const bool has_flag = extension != nullptr && extension->flag;
+    if (node == root) {
+      // The whole subtree is marked, so who waits here may be woken at once (I8). release: before that it is
+      // published, as by unlock_node().
+      node->state.store(state | cancelled_flag, std::memory_order_release);
+      if (has_flag || has_callbacks(node)) CancelWork::wake_node(node);
+      if (has_callbacks(node)) work_.push(node, false);
+    } else if (has_flag || has_callbacks(node)) {
+      work_.push(node, true);
     }
     unlock_node(node, cancelled_flag);
   }
@@ -580,18 +611,20 @@ class Marking {
 
   const CauseRecord* cause_;
   CancelWork& work_;
+  const Node* fired_;
   std::uint64_t used_ = 0;
   Clock::time_point deadline_ = Clock::time_point::max();
 };
 
 /// Cancels the node: marks the subtree, wakes, runs the callbacks. True for the one call that did it.
 /// The caller's handle may go in a callback: the node is not touched after it is marked.
-[[gnu::noinline]] inline bool cancel_node(Node* node, const CauseRecord* cause) noexcept {
+[[gnu::noinline]] inline bool cancel_node(Node* node, const CauseRecord* cause,
+                                          const Node* fired = nullptr) noexcept {
   // acquire: who is told "cancelled already" may ask for the cause (I2).
   if ((node->state.load(std::memory_order_acquire) & cancelled_flag) != 0) return false;
   CancelWork work;
   {
-    Marking marking(cause, work);
+    Marking marking(cause, work, fired);
     if (!marking.mark(node)) return false;
   }
   work.wake();
@@ -608,7 +641,7 @@ inline Node* node_of(TimerLink* timer) noexcept { return static_cast<NodeTimer*>
 inline void hold_timed(TimerLink* timer) noexcept { retain(node_of(timer)); }
 inline void due_timed(TimerLink* timer) noexcept {
   Node* const node = node_of(timer);
-  cancel_node(node, &deadline_record);
+  cancel_node(node, &deadline_record, node);
   release(node);
 }
 
@@ -625,17 +658,9 @@ inline Node* make_root() { return make_plain(sourced_flag); }
 /// A node born cancelled; a deadline is only remembered. Out of line: who makes children makes few of these.
 [[gnu::cold, gnu::noinline]] inline Node* make_cancelled(
     const CauseRecord* cause, std::optional<Clock::time_point> deadline) {
-  if (!deadline) {
-    Node* const node = make_root();
-    born_cancelled(node, cause);
-    return node;
-  }
-  auto* const timed = new TimedNode;
-  timed->deadline = *deadline;
-  timed->handles.store(1, std::memory_order_relaxed);
-  timed->state.store(timed_flag | sourced_flag, std::memory_order_relaxed);
-  born_cancelled(timed, cause);
-  return timed;
+  Node* const node = deadline ? make_timed(sourced_flag, *deadline) : make_root();
+  born_cancelled(node, cause);
+  return node;
 }
 
 /// The same under a cancelled parent.
@@ -662,18 +687,18 @@ inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::t
   if (parent != nullptr && is_cancelled(parent)) return make_cancelled(parent->cause, nearest);
   if (deadline <= now) return make_cancelled(&deadline_record, nearest);
   if (above && above.value_or(deadline) <= deadline) return make_child(parent);
-  Owned<TimedNode> timed(new TimedNode);
-  timed->deadline = deadline;
-  timed->handles.store(1, std::memory_order_relaxed);
-  timed->state.store(timed_flag | sourced_flag, std::memory_order_relaxed);
+  TimedNode* const node = make_timed(sourced_flag, deadline);
   if (deadline != Clock::time_point::max()) {
-    timed->timer.node = timed.get();
-    timed->timer.hold = &hold_timed;
-    timed->timer.due = &due_timed;
+    node->timer.node = node;
+    node->timer.hold = &hold_timed;
+    node->timer.due = &due_timed;
     // Armed before it hangs in the tree: a canceller from above must find the timer to take it out.
-    TimerService::instance().arm(&timed->timer, deadline, now);
+    LASTCALL_TRY { TimerService::instance().arm(&node->timer, deadline, now); }
+    LASTCALL_CATCH(...) {
+      destroy_node(node);
+      LASTCALL_RETHROW;
+    }
   }
-  TimedNode* const node = timed.release();
   if (parent != nullptr && !attach(parent, node, LinkKind::child)) {
     cancel_node(node, parent->cause);
   }

@@ -47,7 +47,7 @@ class Backoff {
   unsigned turn_ = 0;
 };
 
-inline constexpr std::uint32_t locked_bit = 1U;
+inline constexpr std::uint32_t locked_bit = 1U << 1;
 
 // The way of who found the word locked, or changed by somebody; out of line, so that the usual way is inlined.
 [[gnu::noinline]] inline std::uint32_t lock_bit_patiently(Word& word, std::uint32_t seen) noexcept {
