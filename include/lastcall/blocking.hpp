@@ -9,7 +9,7 @@
 #include <lastcall/detail/condition_wait.hpp>
 #include <lastcall/detail/interruptible.hpp>
 #include <lastcall/detail/posix.hpp>
-#include <lastcall/detail/throw.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 
 #include <fcntl.h>
 #include <poll.h>

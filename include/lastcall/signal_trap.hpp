@@ -70,6 +70,7 @@
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/signal_core.hpp>
 #include <lastcall/detail/signal_ignore.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 #include <lastcall/signal_info.hpp>
 
 #include <poll.h>

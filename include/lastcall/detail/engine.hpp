@@ -3,6 +3,7 @@
 
 #include <lastcall/detail/engine_drain.hpp>
 #include <lastcall/detail/engine_signal.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 
 #include <cstdlib>
 #include <memory>

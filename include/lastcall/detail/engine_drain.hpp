@@ -7,6 +7,7 @@
 #include <lastcall/detail/last_rites.hpp>
 #include <lastcall/detail/last_words.hpp>
 #include <lastcall/detail/thread.hpp>
+#include <lastcall/detail/thread_id.hpp>
 
 #include <algorithm>
 #include <cstdlib>

@@ -10,6 +10,7 @@
 #include <lastcall/detail/engine_log.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/shutdown_options.hpp>
+#include <lastcall/detail/thread_id.hpp>
 #include <lastcall/stage.hpp>
 
 #include <algorithm>

@@ -4,7 +4,7 @@
 #include <lastcall/detail/event_json.hpp>
 #include <lastcall/detail/json.hpp>
 #include <lastcall/detail/line_writer.hpp>
-#include <lastcall/detail/throw.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 #include <lastcall/observer.hpp>
 
 #include <fcntl.h>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <lastcall/detail/config.hpp>
-#include <lastcall/detail/throw.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -120,15 +120,6 @@ class PollableFlag {
   UniqueFd read_end_;
   UniqueFd write_end_;  // empty for an eventfd
 };
-
-/// The kernel's id of this thread (Linux); elsewhere the process id.
-inline pid_t current_thread_id() noexcept {
-#if LASTCALL_LINUX
-  return static_cast<pid_t>(::syscall(SYS_gettid));
-#else
-  return ::getpid();
-#endif
-}
 
 /// A mutex of the system.
 class Mutex {

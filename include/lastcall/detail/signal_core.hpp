@@ -5,6 +5,7 @@
 #include <lastcall/detail/signal_links.hpp>
 #include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/signal_registry.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 #include <lastcall/signal_info.hpp>
 
 #include <cstddef>

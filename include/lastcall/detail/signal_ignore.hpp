@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lastcall/detail/signal_core.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 
 #include <cerrno>
 #include <csignal>

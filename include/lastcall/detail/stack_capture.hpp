@@ -43,6 +43,7 @@
 #define LASTCALL_HAS_STACKS 1
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/thread_id.hpp>
 #include <lastcall/detail/thread_probe.hpp>
 
 #include <cxxabi.h>

@@ -16,7 +16,8 @@
 
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/task.hpp>
-#include <lastcall/detail/throw.hpp>
+#include <lastcall/detail/thread_id.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 
 #include <unistd.h>
 

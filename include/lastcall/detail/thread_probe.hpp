@@ -17,6 +17,7 @@
 #if LASTCALL_LINUX
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/syscall_names.hpp>
+#include <lastcall/detail/thread_id.hpp>
 
 #include <fcntl.h>
 #include <sys/syscall.h>

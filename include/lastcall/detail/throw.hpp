@@ -5,7 +5,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <utility>
 
 #if !LASTCALL_EXCEPTIONS
@@ -37,10 +36,6 @@ template <class Exception>
 #endif
 }
 
-/// `error` is an errno, `doing` what was being done: "making a self-pipe".
-[[noreturn]] inline void throw_system_error(int error, const std::string& doing) {
-  throw_or_die(std::system_error(error, std::generic_category(), "lastcall: " + doing));
-}
 [[noreturn]] inline void throw_invalid_argument(const std::string& message) {
   throw_or_die(std::invalid_argument("lastcall: " + message));
 }

@@ -26,6 +26,7 @@
 #include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/spin_bit.hpp>
 #include <lastcall/detail/thread.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 #include <lastcall/detail/timer_wheel.hpp>
 
 #include <sys/stat.h>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <lastcall/detail/bounded_text.hpp>
-#include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/thread_id.hpp>
 #include <lastcall/detail/throw.hpp>
 #include <lastcall/wait_group.hpp>
 
