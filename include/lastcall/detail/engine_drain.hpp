@@ -9,6 +9,8 @@
 #include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/thread_id.hpp>
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -50,7 +52,13 @@ class EngineDrain {
       LASTCALL_TRY { next = step(); }
       LASTCALL_CATCH(const std::bad_alloc&) {}
       if (next == Next::leave) return;
-      if (next == Next::wait && !has_more_to_tell()) engine_.drain_bell.wait(rung, wait_until_);
+      if (next == Next::wait && !has_more_to_tell()) {
+        const bool before = engine_.requested();
+        engine_.drain_bell.wait(rung, wait_until_);
+        // Who was woken by the request's mark goes first, where there is one processor: the bell rings after it,
+        // but a thread that wakes may preempt the one that woke it, and those that wait with it.
+        if (!before && engine_.requested()) ::sched_yield();
+      }
     }
   }
 
