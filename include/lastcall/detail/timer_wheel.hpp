@@ -8,6 +8,7 @@
 #include <lastcall/detail/clock.hpp>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 namespace lastcall::detail {
@@ -32,7 +33,7 @@ class TimerWheel {
   static constexpr std::uint64_t never = ~std::uint64_t{0};
 
   bool empty() const noexcept { return count_ == 0; }
-  std::uint64_t size() const noexcept { return count_; }
+  std::size_t size() const noexcept { return count_; }
 
   /// `now` is the present tick, or an earlier one. A link that is due already stands in the next tick.
   void insert(TimerLink* link, std::uint64_t now) noexcept {
@@ -137,7 +138,7 @@ class TimerWheel {
   }
 
   std::uint64_t elapsed_ = 0;
-  std::uint64_t count_ = 0;
+  std::size_t count_ = 0;
   std::uint64_t occupied_[levels] = {};
   TimerLink* slots_[levels][64] = {};
 };
