@@ -115,8 +115,9 @@ catch2_from_source() {
   fi
   catch2=$root/$name
   if [ ! -e "$catch2/installed" ]; then
-    cmake -S "$here/catch2" -B "$catch2/build" -G "Unix Makefiles" -DCATCH2_SOURCE="$root/source" \
-      -DCMAKE_INSTALL_PREFIX="$catch2" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-g0 "$@"
+    cmake -S "$root/source" -B "$catch2/build" -G "Unix Makefiles" -DCATCH_INSTALL_DOCS=OFF \
+      -DCMAKE_PROJECT_INCLUDE="$here/catch2_in_few_pieces.cmake" -DCMAKE_INSTALL_PREFIX="$catch2" \
+      -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_STANDARD=20 -DCMAKE_CXX_FLAGS_DEBUG=-g0 "$@"
     cmake --build "$catch2/build" --parallel "$jobs"
     cmake --install "$catch2/build"
     touch "$catch2/installed"
@@ -125,7 +126,7 @@ catch2_from_source() {
 
 # Builds and runs unit and process tests. The rest of the arguments goes to cmake.
 run_tests() {
-  local targets="" unit process names without="" first
+  local targets="" unit process names without="" first ran all
   cmake -S "$source_dir" -B "$work/build" -G "Unix Makefiles" -DCMAKE_CXX_STANDARD="$standard" \
     -DCMAKE_CXX_COMPILER="${compiler%% *}" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g0" \
     -DLASTCALL_BUILD_EXAMPLES=OFF "$@"
@@ -154,10 +155,11 @@ run_tests() {
     report ran "tests ${first:-failed}"
     return 1
   }
-  report ran "$(sed -n 's/^100% tests passed, 0 tests failed out of \(.*\)/\1/p' "$work/ctest") tests"
+  ran=$(sed -n 's/^100% tests passed, 0 tests failed out of \(.*\)/\1/p' "$work/ctest")
+  report ran "$ran tests"
   if [ -n "$without" ]; then
-    report ran "without $(ctest --test-dir "$work/build" -N -R "$names" | tail -n 1 |
-      sed 's/[^0-9]*//') - see tests/matrix/without"
+    all=$(ctest --test-dir "$work/build" -N -R "$names" | sed -n 's/^Total Tests: //p')
+    report ran "without $((all - ran)) - see tests/matrix/without"
   fi
 }
 
@@ -297,9 +299,12 @@ prepare() {
   for package in cmake make catch2 $packages; do
     case $package in
       *NEWEST*)
-        # The newest with all the row's parts: clang-22 and libc++-22-dev.
+        # The newest of its name, with the version between two literal parts: g++-16, libc++-22-dev.
         newest=$(enter "$root" apt-cache pkgnames "${package%%NEWEST*}" |
-          grep -E "^${package%%NEWEST*}[0-9]+${package#*NEWEST}\$" | sort -V | tail -n 1)
+          awk -v before="${package%%NEWEST*}" -v after="${package#*NEWEST}" '
+            { version = substr($0, length(before) + 1, length($0) - length(before) - length(after)) }
+            version ~ /^[0-9]+$/ && $0 == before version after' | sort -V | tail -n 1)
+        [ -n "$newest" ] || fail "$suite has no $package"
         package=$newest
         ;;
     esac
@@ -351,8 +356,8 @@ table() {
   for name in "${done_rows[@]}"; do
     printf '%-20s  %-6s  %7s  %s\n' "$name" "${results[$name]}" "${seconds[$name]}" \
       "$(for field in compiler built ran; do
-        [ ! -e "$logs/$name/$field" ] || paste -sd, "$logs/$name/$field" | sed 's/,/, /g'
-      done | paste -sd';' | sed 's/;/; /g')"
+        [ ! -e "$logs/$name/$field" ] || paste -sd, "$logs/$name/$field" | sed 's/, */, /g'
+      done | paste -sd';' | sed 's/; */; /g')"
   done
 }
 
