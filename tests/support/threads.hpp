@@ -150,7 +150,8 @@ inline void let_it_block(const std::atomic<pid_t>& thread) {
   let_it_block(thread, [] { return false; });
 }
 
-/// How many threads the process has; -1 where nobody tells.
+/// How many threads the process has; -1 where nobody tells. A thread is still listed for a moment after
+/// it can be joined, for a longer one in an emulator.
 inline int live_threads() {
 #if defined(__linux__)
 #if defined(LASTCALL_TSAN)

@@ -234,7 +234,11 @@ TEST_CASE("every other signal can be trapped, job control too") {
     const struct sigaction before = disposition_of(number);
     {
       SignalTrap trap{number};
-      ::raise(number);
+      const bool raised = ::raise(number) == 0;
+      // qemu-user takes some of its host's real-time signals for itself, and has no others to send
+      // instead of the last ones; these it lets nobody raise.
+      if (!raised && number > 60) continue;
+      REQUIRE(raised);
       CHECK(trap.wait().number == number);
     }
     CHECK(disposition_of(number).sa_handler == before.sa_handler);
