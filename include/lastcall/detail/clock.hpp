@@ -83,7 +83,8 @@ inline timespec to_timespec(Clock::time_point point) noexcept {
   timespec out{};
   if (since < 0) return out;
   constexpr Clock::rep last = std::numeric_limits<time_t>::max();
-  out.tv_sec = static_cast<time_t>(since / a_second < last ? since / a_second : last);
+  const Clock::rep seconds = since / a_second;
+  out.tv_sec = static_cast<time_t>(seconds < last ? seconds : last);
   out.tv_nsec = static_cast<long>(since % a_second * nanoseconds_a_tick);
   return out;
 }
