@@ -879,11 +879,12 @@ TEST_CASE("wrap: it runs once, and its group empties once, also when calls and d
   }
 }
 
-TEST_CASE("wrap: a task that ends its thread by pthread_exit leaves") {
+TEST_CASE(
+    "wrap: a task that ends its thread by pthread_exit leaves, and the thread has its value") {
   TaskGroup group;
   std::atomic<int> alive{0};
   pthread_t thread{};
-  auto call = group.wrap("quits", [cargo = Cargo(alive)] { ::pthread_exit(nullptr); });
+  auto call = group.wrap("quits", [&, cargo = Cargo(alive)] { ::pthread_exit(&alive); });
   using Call = decltype(call);
   REQUIRE(::pthread_create(
               &thread, nullptr,
@@ -892,7 +893,9 @@ TEST_CASE("wrap: a task that ends its thread by pthread_exit leaves") {
                 return nullptr;
               },
               &call) == 0);
-  ::pthread_join(thread, nullptr);
+  void* value = nullptr;
+  ::pthread_join(thread, &value);
+  CHECK(value == &alive);
   CHECK(group.wait_for(support::patience));
   CHECK(alive == 0);
   CHECK(group.failures().empty());

@@ -10,6 +10,7 @@
 #include <lastcall/detail/engine_log.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/shutdown_options.hpp>
+#include <lastcall/detail/thread_end.hpp>
 #include <lastcall/detail/thread_id.hpp>
 #include <lastcall/stage.hpp>
 
@@ -21,10 +22,6 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-
-#if LASTCALL_EXCEPTIONS && defined(__GLIBCXX__)
-#include <cxxabi.h>
-#endif
 
 namespace lastcall::detail {
 
@@ -72,6 +69,7 @@ LASTCALL_NO_NULL_CHECK std::exception_ptr thrown_by(Function&& function) {
   }
 #endif
   catch (...) {
+    let_thread_end();
     return std::current_exception();
   }
 #else

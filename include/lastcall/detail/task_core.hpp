@@ -16,6 +16,7 @@
 
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/task.hpp>
+#include <lastcall/detail/thread_end.hpp>
 #include <lastcall/detail/thread_id.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
 
@@ -30,10 +31,6 @@
 #include <string_view>
 #include <utility>
 #include <vector>
-
-#if LASTCALL_EXCEPTIONS && defined(__GLIBCXX__)
-#include <cxxabi.h>
-#endif
 
 namespace lastcall::detail {
 
@@ -219,6 +216,7 @@ class TaskCore final : public Counted {
   // In a handler: makes a Failure of the exception, unless it is none.
   LASTCALL_NO_NULL_CHECK void caught(Task& task) {
 #if LASTCALL_EXCEPTIONS
+    let_thread_end();
     try {
       throw;
     }

@@ -1,0 +1,56 @@
+// glibc ends a thread (pthread_exit, pthread_cancel) by unwinding its stack, also through C++ frames, and
+// ends the process if a handler keeps that to itself. Whoever has to catch everything lets it pass.
+//
+// libstdc++ calls it abi::__forced_unwind, and `throw;` goes on with it. libc++abi has no name for it:
+// only catch (...) sees it, there is no std::exception_ptr of it, and its `throw;` raises an exception
+// (_Unwind_RaiseException), which nobody catches: the process ends all the same. What has to be done there
+// is what libstdc++'s `throw;` does.
+#pragma once
+
+#include <lastcall/detail/config.hpp>
+
+#include <cstddef>
+#include <exception>
+
+#if LASTCALL_EXCEPTIONS && defined(__GLIBCXX__)
+#include <cxxabi.h>
+#elif LASTCALL_EXCEPTIONS && defined(__GLIBC__) && !defined(__ARM_EABI_UNWINDER__)
+#include <unwind.h>
+#define LASTCALL_UNNAMED_THREAD_END 1
+#endif
+
+namespace lastcall::detail {
+
+#if defined(LASTCALL_UNNAMED_THREAD_END)
+
+// Itanium C++ ABI, 2.2.2: the first member is the innermost exception that is being handled.
+extern "C" char** lastcall_exceptions_of_this_thread() noexcept __asm__("__cxa_get_globals");
+
+/// First in a handler of (...): doesn't return if the thread is ending.
+inline void let_thread_end() {
+  if (std::current_exception() != nullptr) return;
+  char** const handled = lastcall_exceptions_of_this_thread();
+  char* const ending = *handled;
+  // Where the unwinder's header stands in what is handled is a secret, but always the same, and with an
+  // exception of one's own it can be seen: right before the object that is thrown (2.2.1).
+  std::ptrdiff_t offset = 0;
+  try {
+    throw 0;
+  } catch (const int& thrown) {
+    offset = reinterpret_cast<const char*>(&thrown) - *handled -
+             static_cast<std::ptrdiff_t>(sizeof(_Unwind_Exception));
+  }
+  *handled = nullptr;  // it is no longer handled here: the end of the handler leaves it alone
+  ::_Unwind_Resume_or_Rethrow(reinterpret_cast<_Unwind_Exception*>(ending + offset));
+  std::terminate();
+}
+
+#else
+
+inline void let_thread_end() noexcept {}
+
+#endif
+
+}  // namespace lastcall::detail
+
+#undef LASTCALL_UNNAMED_THREAD_END
