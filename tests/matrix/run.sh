@@ -126,7 +126,7 @@ catch2_from_source() {
 
 # Builds and runs unit and process tests. The rest of the arguments goes to cmake.
 run_tests() {
-  local targets="" unit process names without="" first ran all
+  local targets="" unit process names without="" first ran all list
   cmake -S "$source_dir" -B "$work/build" -G "Unix Makefiles" -DCMAKE_CXX_STANDARD="$standard" \
     -DCMAKE_CXX_COMPILER="${compiler%% *}" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g0" \
     -DLASTCALL_BUILD_EXAMPLES=OFF "$@"
@@ -143,12 +143,12 @@ run_tests() {
     names="^(unit/($(echo $bricks | tr ' ' '|'))|process/($(echo $brick_processes | tr ' ' '|')))/"
   fi
   report built "tests in C++$standard"
-  # Lines of <row>.txt: a regular expression, two blanks, and why those tests can't be run there.
-  if [ -e "$here/without/$name.txt" ]; then
-    without=$(grep -v '^#' "$here/without/$name.txt" | sed 's/   *.*//' | paste -sd'|')
-  elif [ -n "$emulated" ]; then
-    without=$(grep -v '^#' "$here/without/qemu.txt" | sed 's/   *.*//' | paste -sd'|')
-  fi
+  # Lines of <row>.txt, and of qemu.txt: a regular expression, two blanks, and why those tests can't be run
+  # there.
+  for list in "$here/without/$name.txt" ${emulated:+"$here/without/qemu.txt"}; do
+    [ -e "$list" ] || continue
+    without=${without:+$without|}$(grep -v '^#' "$list" | sed 's/   *.*//' | paste -sd'|')
+  done
   ctest --test-dir "$work/build" -R "$names" ${without:+-E "$without"} --no-tests=error \
     --parallel "$jobs" --timeout 300 --repeat until-pass:2 --output-on-failure | tee "$work/ctest" || {
     first=$(sed -n 's/.*tests failed out of/failed of/p' "$work/ctest" | head -n 1)
