@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -77,13 +78,18 @@ inline std::vector<Bar> bars_of(std::span<const Event> events, Clock::time_point
     const std::string_view stage = stage_of(*bar.event);
     if (std::find(order.begin(), order.end(), stage) == order.end()) order.push_back(stage);
   }
-  const auto rank = [&order](const Bar& bar) {
-    const auto at = std::find(order.begin(), order.end(), stage_of(*bar.event)) - order.begin();
-    return at * 2 + (bar.event->kind == EventKind::stage ? 0 : 1);
-  };
-  std::stable_sort(bars.begin(), bars.end(),
-                   [&](const Bar& a, const Bar& b) { return rank(a) < rank(b); });
-  return bars;
+  // Not std::stable_sort, whose buffer is deprecated: clang warns of libstdc++ 12's.
+  std::vector<Bar> sorted;
+  sorted.reserve(bars.size());
+  for (const std::string_view stage : order) {
+    for (const bool whole_stage : {true, false}) {
+      std::copy_if(bars.begin(), bars.end(), std::back_inserter(sorted), [&](const Bar& bar) {
+        return stage_of(*bar.event) == stage &&
+               (bar.event->kind == EventKind::stage) == whole_stage;
+      });
+    }
+  }
+  return sorted;
 }
 
 struct BarChart {
