@@ -577,6 +577,30 @@ TEST_CASE("A frame without a name is its module and an offset that addr2line tak
   CHECK(std::string_view(buffer, 3) == "0x0");
 }
 
+TEST_CASE("With no time left for names a stack is its frames' modules and offsets") {
+  const auto* const here = reinterpret_cast<const char*>(&lastcall_test_waits_here);
+  detail::RawStack stack;
+  CHECK(detail::describe_frames(stack).empty());
+  // The last byte of the third frame's call is where the thread is according to the first.
+  stack.frames[0] = const_cast<char*>(here);
+  stack.frames[1] = const_cast<char*>(here + 9);
+  stack.frames[2] = const_cast<char*>(here + 1);
+  stack.frames[3] = nullptr;  // beyond what was captured
+  stack.depth = 3;
+  const std::vector<std::string> frames = detail::describe_frames(stack);
+  REQUIRE(frames.size() == 3);
+  const auto offset_of = [](const std::string& frame) {
+    return std::stoull(frame.substr(frame.rfind("0x")), nullptr, 16);
+  };
+  CHECK(offset_of(frames[1]) == offset_of(frames[0]) + 8);
+  CHECK(frames[2] == frames[0]);
+#if defined(DLFO_STRUCT_HAS_EH_DBASE)
+  for (const std::string& frame : frames) CHECK(frame.rfind(own_module(), 0) == 0);
+  // Where there is time a name comes before the same.
+  CHECK(contains(detail::symbolise(stack.frames[1], false), frames[1]));
+#endif
+}
+
 TEST_CASE("A function of a shared object has its name") {
   const void* const address = ::dlsym(RTLD_DEFAULT, "sigwaitinfo");
   REQUIRE(address != nullptr);
