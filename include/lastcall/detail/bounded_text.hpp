@@ -25,10 +25,10 @@ class BoundedText {
       add('-');
       rest = 0 - rest;
     }
-    return add_digits(rest, 10, 1);
+    return add_digits(rest);
   }
-  /// At least `width` digits, zeros in front.
-  BoundedText& add_digits(std::uint64_t value, unsigned base, std::size_t width) noexcept {
+  /// At least `width` digits, zeros in front; one at least.
+  BoundedText& add_digits(std::uint64_t value, unsigned base = 10, std::size_t width = 0) noexcept {
     char digits[24];
     std::size_t at = sizeof digits;
     do {
@@ -37,7 +37,7 @@ class BoundedText {
     } while (at > 0 && (value != 0 || sizeof digits - at < width));
     return add(std::string_view(digits + at, sizeof digits - at));
   }
-  BoundedText& add_hex(std::uint64_t value) noexcept { return add("0x").add_digits(value, 16, 1); }
+  BoundedText& add_hex(std::uint64_t value) noexcept { return add("0x").add_digits(value, 16); }
   std::size_t length() const noexcept { return length_; }
   std::string_view view() const noexcept { return {out_, length_}; }
 

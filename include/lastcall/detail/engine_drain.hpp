@@ -261,7 +261,7 @@ class EngineDrain {
     char words[48];
     BoundedText detail(words, sizeof words);
     const std::size_t in = stage_->overran_ ? stage_->group().count() : 0;
-    if (in != 0) detail.add_digits(in, 10, 1).add(" still in");
+    if (in != 0) detail.add_digits(in).add(" still in");
     note(EventKind::stage, stage_->overran_ ? EventResult::overran : EventResult::ok, {},
          stage_->name(), detail.view(), stage_->begun_, Clock::now());
     stage_ = stage_->next();

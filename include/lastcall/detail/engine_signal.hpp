@@ -170,8 +170,7 @@ class EngineSignals {
     if (engine_.ending.load(std::memory_order_acquire) == Ending::destructor) {
       // It never exits the process: the drain ends here and now instead.
       engine_.end_at.lower_to(Clock::now());
-      engine_.drain_bell.ring();
-      return;
+      return;  // take() rings
     }
     write_last_words(engine_, "forced by a third wish");
     leave(128 + number);

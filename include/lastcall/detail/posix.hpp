@@ -109,9 +109,10 @@ class PollableFlag {
     const int saved = errno;
     unsigned long long sink[8];
     for (int turn = 0; turn < 64; ++turn) {
-      const ssize_t got = ::read(read_end_.get(), sink, write_end_ ? sizeof sink : sizeof sink[0]);
+      const ssize_t got = ::read(read_end_.get(), sink, sizeof sink);
       if (got < 0 && errno == EINTR) continue;
-      if (got <= 0 || !write_end_) break;
+      // An eventfd gives 8 bytes, whatever the room; and a pipe that doesn't fill the room is empty.
+      if (got < static_cast<ssize_t>(sizeof sink)) break;
     }
     errno = saved;
   }

@@ -83,10 +83,7 @@ class NoThreadCancellation {
   NoThreadCancellation() noexcept { ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
   NoThreadCancellation(const NoThreadCancellation&) = delete;
   NoThreadCancellation& operator=(const NoThreadCancellation&) = delete;
-  ~NoThreadCancellation() {
-    int disabled = 0;
-    ::pthread_setcancelstate(before_, &disabled);
-  }
+  ~NoThreadCancellation() { ::pthread_setcancelstate(before_, &before_); }
 
  private:
   int before_ = PTHREAD_CANCEL_ENABLE;

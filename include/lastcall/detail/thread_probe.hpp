@@ -112,7 +112,7 @@ inline void add_running(BoundedText& out, ProbedState state) noexcept {
   const long rate = ::sysconf(_SC_CLK_TCK);
   const std::uint64_t hundredths =
       state.cpu_ticks * 100 / static_cast<std::uint64_t>(rate > 0 ? rate : 100);
-  out.add("running (").add_digits(hundredths / 100, 10, 1);
+  out.add("running (").add_digits(hundredths / 100);
   out.add('.').add_digits(hundredths % 100, 10, 2).add(" s CPU)");
 }
 

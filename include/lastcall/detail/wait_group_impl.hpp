@@ -156,7 +156,7 @@ struct WaitGroupAccess {
 inline std::size_t describe_members(const WaitGroup& group, std::size_t all, char* out,
                                     std::size_t size) noexcept {
   BoundedText text(out, size - 1);
-  text.add("lastcall: WaitGroup destroyed with ").add_digits(all, 10, 1);
+  text.add("lastcall: WaitGroup destroyed with ").add_digits(all);
   text.add(all == 1 ? " member still in:" : " members still in:");
   std::size_t listed = 0;
   std::size_t unlisted = 0;
@@ -171,11 +171,11 @@ inline std::size_t describe_members(const WaitGroup& group, std::size_t all, cha
       const bool printable = static_cast<unsigned char>(letter) >= 0x20 && letter != 0x7f;
       text.add(printable ? letter : '?');
     }
-    text.add("' (").add(file).add(':').add_digits(member.where.line(), 10, 1).add(')');
+    text.add("' (").add(file).add(':').add_digits(member.where.line()).add(')');
   });
-  if (unlisted != 0) text.add(", ").add_digits(unlisted, 10, 1).add(" more with names");
+  if (unlisted != 0) text.add(", ").add_digits(unlisted).add(" more with names");
   if (const std::size_t named = listed + unlisted; all > named) {
-    text.add(named == 0 ? " " : ", ").add_digits(all - named, 10, 1).add(" unnamed");
+    text.add(named == 0 ? " " : ", ").add_digits(all - named).add(" unnamed");
   }
   out[text.length()] = '\n';
   return text.length() + 1;
