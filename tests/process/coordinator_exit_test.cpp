@@ -8,6 +8,7 @@
 #include "support/threads.hpp"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -267,6 +268,28 @@ TEST_CASE("a flush that hangs is bounded by the end of the grace period, and the
   });
   CHECK(ended.how == "exit 0");
   CHECK(watch.elapsed() < 500ms + slack);
+}
+
+TEST_CASE("who waits in run() for a flush that hangs leaves the processor to others") {
+  const auto cpu_time_of_children = [] {
+    rusage used{};
+    ::getrusage(RUSAGE_CHILDREN, &used);
+    return std::chrono::seconds(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           std::chrono::microseconds(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+  };
+  const auto before = cpu_time_of_children();
+  const Ended ended = after_run(quiet(1500ms), [](ShutdownCoordinator& coordinator) {
+    std::atomic<bool> locked{false};
+    std::thread([&locked] {
+      ::flockfile(stdout);
+      locked = true;
+      hang();
+    }).detach();
+    support::eventually([&] { return locked.load(); });
+    coordinator.request_shutdown();
+  });
+  CHECK(ended.how == "exit 0");
+  CHECK(cpu_time_of_children() - before < 500ms);
 }
 
 TEST_CASE("run() leaves by std::_Exit: no exit function and no static destructor runs") {

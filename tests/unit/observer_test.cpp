@@ -3,6 +3,7 @@
 #include "../support/catch.hpp"
 #include "../support/json_check.hpp"
 #include "../support/screen.hpp"
+#include "../support/seccomp.hpp"
 #include "../support/threads.hpp"
 
 #include <fcntl.h>
@@ -10,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -473,6 +475,28 @@ TEST_CASE("Every way of writing without waiting gives up on a full pipe") {
   CHECK(lastcall::detail::write_if_writable(pipe.write_end, line.data(), line.size()) == 5);
   CHECK(read_available(pipe.read_end, 0) == "line\nline\nline\n");
 }
+
+#if LASTCALL_LINUX
+
+TEST_CASE("A socket that is ready and yet takes nothing is no reason to burn the processor") {
+  int ends[2] = {-1, -1};
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+  const int code = support::in_child_process([&] {
+    if (!support::refuse_call(SYS_sendto, EAGAIN)) return 77;
+    const std::chrono::nanoseconds before = support::cpu_time_of_process();
+    const std::string_view line = "line\n";
+    const auto begin = Clock::now();
+    const std::size_t taken =
+        lastcall::detail::write_bounded(ends[1], line.data(), line.size(), 400ms);
+    if (taken != 0 || Clock::now() - begin < 400ms) return 1;
+    return support::cpu_time_of_process() - before < 100ms ? 0 : 2;
+  });
+  for (const int end : ends) ::close(end);
+  if (code == 77) WARN("no filter can be had here");
+  CHECK((code == 0 || code == 77));
+}
+
+#endif
 
 TEST_CASE("A line longer than a pipe takes at once arrives whole if somebody reads") {
   Pipe pipe;

@@ -343,6 +343,8 @@ TEST_CASE("a deadline holds also while a thread is stuck inside a section") {
   support::let_it_block(id);
   const bool early = returned;
   const bool second = group.wait_for(20ms);  // the other one has the lock, and that doesn't matter
+  make_busy(group);
+  CHECK_FALSE(WaitGroupAccess::is_fast(group));  // or there would be two who settle the count
   stuck.leave();
   guard.release();
   patient.join();
@@ -456,6 +458,60 @@ TEST_CASE("in a forked child threads have places of their own, the one that fork
     return group.count() == 0 && group.wait_for(support::patience) ? 0 : 2;
   });
   CHECK(failures == 0);
+}
+
+TEST_CASE("in a forked child all places are free but that of the thread that forked") {
+  using lastcall::detail::ChunkPlace;
+  using lastcall::detail::thread_state;
+  constexpr std::size_t threads = 70;  // more than there are bits in a word of the table
+  WaitGroup group;
+  make_busy(group);
+  support::Threads others;  // have the first places of the parent
+  std::atomic<std::size_t> entered{0};
+  support::Gate over;
+  const auto take_place = [&] {
+    const Guard guard = group.enter();
+    ++entered;
+    over.wait();
+  };
+  for (std::size_t number = 0; number < threads; ++number) others.start(take_place);
+  support::eventually([&] { return entered == threads; });
+  const int code = support::in_child_process([&] {
+    std::atomic<std::size_t> came{0};
+    std::atomic<int> wrong{0};
+    std::atomic<bool> leave{false};
+    std::vector<std::atomic<int>> owners(ChunkPlace::capacity);
+    const std::uintptr_t stamp = thread_state.stamp;
+    const auto note_place = [&] {
+      const std::size_t index = ChunkPlace::first_size * ((1U << thread_state.chunk) - 1) +
+                                thread_state.offset / lastcall::detail::cache_line;
+      if (thread_state.sections == nullptr || thread_state.stamp != stamp) ++wrong;
+      if (owners.at(index)++ != 0) ++wrong;
+    };
+    note_place();
+    std::vector<std::thread> children;
+    for (std::size_t number = 0; number < threads; ++number) {
+      children.emplace_back([&] {
+        const Guard guard = group.enter();
+        note_place();
+        ++came;
+        while (!leave) std::this_thread::sleep_for(1ms);
+      });
+    }
+    const bool all_came = support::eventually([&] { return came == threads; });
+    leave = true;
+    for (std::thread& child : children) child.join();
+    if (!all_came) return 1;
+    if (wrong != 0) return 2;
+    // Places are given from the first one on, so nobody has one beyond them all.
+    for (std::size_t index = threads + 1; index < owners.size(); ++index) {
+      if (owners[index] != 0) return 3;
+    }
+    return 0;
+  });
+  over.open();
+  others.join();
+  CHECK(code == 0);
 }
 
 TEST_CASE("in a forked child a new group works, whatever the parent's threads were doing") {
