@@ -10,6 +10,13 @@ where it is, on its line; what is added goes before and after it:
 
     if (a < b)      becomes    if (ON(7) ? bool(a <= b) : ON(8) ? bool(!(a < b)) : bool(a < b))
     f(x);           becomes    { if (!ON(9)) { f(x); } }
+
+Left out is what would be the same program whatever stands around it, so that no test could tell:
+
+    sizeof batch[0]              another index: the operand of sizeof isn't evaluated
+    static_cast<void>(f() < 0)   another comparison, or with another number: its value is thrown away
+    static_cast<void>(name);     dropped: it is there for the compiler's warnings
+    return nullptr;              as return {}, which is the same null; and 0 and std::nullopt likewise
 """
 
 import collections
@@ -37,6 +44,7 @@ SWAP_NAMES = {
     "==": "comparison", "!=": "comparison", "<": "comparison", "<=": "comparison",
     ">": "comparison", ">=": "comparison", "&&": "and/or", "||": "and/or",
 }
+COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 NUMBER = re.compile(r"^(0[xX][0-9a-fA-F]+|\d+)([uUlL]*|ns|us|ms|s|min|h)$")
 NO_EXPRESSION = {
     "alignas", "auto", "case", "class", "const", "constexpr", "co_return", "default", "do", "else", "enum",
@@ -259,6 +267,8 @@ class Finder:
         site = self.add("return", i + 1, stop, i)
         if self.text(i + 1) in ("true", "false") or self.text(i + 1) == "{":
             return
+        if "".join(self.text(k) for k in range(i + 1, stop)) in ("nullptr", "0", "std::nullopt"):
+            return
         self.offer(site, i, "nothing returned", self.tokens[i + 1].begin, self.tokens[stop - 1].end, "{}")
 
     def is_declaration(self, i, stop):
@@ -280,7 +290,38 @@ class Finder:
 
     def expression(self, i, stop):
         site = self.add("statement", i, stop)
+        if self.opens_void(i) and self.tokens[i + 5].kind == "word" and i + 7 == stop:
+            return
         self.offer(site, i, "statement dropped", self.tokens[i].begin, self.tokens[stop].end, "")
+
+    def opens_void(self, i):
+        """Whether static_cast<void>( begins at i, of which the value is token i + 5 and what follows."""
+        return [self.text(k) for k in range(i, i + 5)] == ["static_cast", "<", "void", ">", "("]
+
+    def without_effect(self, i, end):
+        """The tokens between i and end that can be changed with no effect whatever."""
+        found = set()
+        for k in range(i, end):
+            if self.text(k) == "sizeof" and self.tokens[k + 1].kind == "word" and self.text(k + 2) == "[":
+                found.update(range(k + 3, self.closing[k + 2]))
+            if self.opens_void(k):
+                at, closing = k + 5, self.closing[k + 4]
+                inside = []
+                while at < closing:
+                    inside.append(at)
+                    at = self.closing.get(at, at) + 1
+                # With one comparison and no other operator of low rank the comparison is the outermost.
+                if not {self.text(m) for m in inside} & {"&&", "||", "?", ",", "="}:
+                    compares = [m for m in inside if self.text(m) in COMPARISONS and self.is_spaced(m)]
+                    if len(compares) == 1:
+                        found.add(compares[0])
+                        if compares[0] + 2 == closing:
+                            found.add(closing - 1)
+        return found
+
+    def is_spaced(self, k):
+        token = self.tokens[k]
+        return self.source[token.begin - 1] in " \n" and self.source[token.end] in " \n"
 
     def variable(self, i, stop):
         words = {self.text(k) for k in range(i, stop)}
@@ -304,15 +345,16 @@ class Finder:
             self.offer(site, i, "condition negated", *site.inner, f"!({inner})")
         # A copy of a lambda's body would be a copy of many statements.
         if all(self.text(k) != ";" for k in range(i, end)):
+            idle = self.without_effect(i, end)
             for k in range(i, end):
-                self.edits_of(site, k)
+                if k not in idle:
+                    self.edits_of(site, k)
         return site
 
     def edits_of(self, site, k):
         token = self.tokens[k]
         if token.kind == "mark":
-            spaced = (self.source[token.begin - 1] in " \n") and self.source[token.end] in " \n"
-            if token.text in SWAPS and spaced:
+            if token.text in SWAPS and self.is_spaced(k):
                 other = SWAPS[token.text]
                 kind = SWAP_NAMES.get(token.text, "operator")
                 self.offer(site, k, f"{kind}: {token.text} to {other}", token.begin, token.end, other)
