@@ -2,13 +2,20 @@
 // counted when main() has returned; here it does so at _exit() and abort() too, at which a child that forks
 // and leaves would otherwise take with it all that it alone has run.
 #include <dlfcn.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
+#include <initializer_list>
 
 extern "C" void __gcov_exit(void);
+
+namespace support {
+// tests/support/allocations.hpp has it, where a program includes that.
+[[gnu::weak]] extern bool (*refusal_rule)() noexcept;
+}  // namespace support
 
 namespace {
 
@@ -18,6 +25,18 @@ void leave_anyway(int) { ::syscall(SYS_exit_group, exit_code); }
 
 // A test of what lastcall itself writes says where it wants it; then nothing else may write.
 bool is_watched() { return std::getenv("GCOV_PREFIX") != nullptr; }
+
+// Writing takes a descriptor and memory, and without memory gcc's runtime library crashes. What tests refuse,
+// they refuse to what is tested.
+void refuse_nothing_more() {
+  if (&support::refusal_rule != nullptr) support::refusal_rule = nullptr;
+  for (const auto resource : {RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA}) {
+    rlimit limit{};
+    ::getrlimit(resource, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(resource, &limit);
+  }
+}
 
 // Files and allocations at the end of a process that may hang on purpose: a few seconds, and no more.
 void write_counters() {
@@ -30,6 +49,7 @@ void write_counters() {
   ::sigaddset(&only, SIGALRM);
   ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
   ::alarm(3);
+  refuse_nothing_more();
   __gcov_exit();
   ::alarm(0);
 }
