@@ -89,7 +89,7 @@ void in_vfork(Stand& stand) {
 #pragma GCC diagnostic pop
     if (child == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      for (;;) ::syscall(SYS_pause);
+      for (;;) ::syscall(SYS_ppoll, nullptr, 0, nullptr, nullptr, 0);
     }
   });
 }
