@@ -9,7 +9,7 @@
 //
 //  I1  A lane (a list with its lock, one inside every node) and its flags change under the lane's lock
 //      only. The lock guards a few loads and stores: no user code, no allocation, no system call but
-//      the futex wake of I8.
+//      the wakes of I8.
 //  I2  `cancelled_flag` in a node's own lane is the one word that publishes: it is set once, never
 //      cleared, with release, after the cause was written and after every descendant has it. So
 //      is_cancelled() is one acquire load; who sees it true sees the cause; and who sees it in a
@@ -25,14 +25,15 @@
 //      made under a lane's lock of the node or, by the timer thread, under its timer's lock. The last
 //      one is given up under the parent's lane lock, all of the node's own, and with its timer
 //      disarmed, so nobody can make another meanwhile. A node without links, shards or timer whose
-//      lane is seen unlocked (acquire) has nobody in it any more, and needs no lock of its own.
+//      lane is seen unlocked (acquire) has nobody in it any more, and needs no lock of its own. Without
+//      the lock handles are looked at before links: who gives up a handle has linked before that.
 //  I6  What hangs on a node keeps it: with the last handle gone but links left, the node is an orphan,
 //      and who empties a lane of an orphan takes a handle under that lane's lock and releases it.
 //  I7  A callback stays linked until its destructor, also while it runs and after. So its destructor can
 //      always take the lane's lock, finds there whether it is pending, running or finished, and waits,
 //      if it runs on another thread, on its own word; the runner writes that word last.
-//  I8  A waiter is taken out, its word is set, and it is woken by address, under the lane's lock and
-//      after the whole subtree is marked; at the node that was cancelled that is done before its lock is let
+//  I8  A waiter is taken out, its word is set, and it is woken by address (and a descriptor is written to),
+//      under the lane's lock and after the whole subtree is marked; at the node that was cancelled that is done before its lock is let
 //      go, but after it is published. Then the waiter may leave without a lock.
 //  I9  Neither cancelling nor destroying recurses: the way up is in the links, nodes with something to
 //      run are listed through Node::extra, and orphans are let go in a loop.
@@ -66,7 +67,8 @@ template <class F>
 class CancellationCallback;
 
 /// Observes a node of the tree. Copying it is one relaxed counter. Every const member may be called
-/// from any thread at any time; a token stays valid after its source is gone.
+/// from any thread at any time; a token stays valid after its source is gone. In a signal handler only
+/// is_cancelled() is safe.
 class CancellationToken {
  public:
   /// std::stoppable_token (C++26): the callback type for a callable F.

@@ -9,7 +9,7 @@
  *
  * The tree is a line: node 0 is the root, 1 its child, 2 a child of 1 that is made on the way. Threads:
  *   A  owns the root's source: cancels it, gives its handle up
- *   B  owns node 1's source: cancels it or (as if disarmed) doesn't, gives its handle up
+ *   B  owns node 1's source: cancels it, or destroys it armed or disarmed; gives its handle up
  *   R  has a token of node 1: registers a callback, may drop the token first, destroys the callback
  *   K  has a token of node 1: makes node 2 under it, drops the token, drops node 2
  *   W  has a token of node 1: waits, with or without a deadline, drops the token
@@ -46,6 +46,7 @@
  *       19 (I5) WHO=17  the timer thread takes its handle after it has let its lock go
  *       20 (I5) WHO=17  handles are not counted again after the timer was disarmed
  *       21 (I8) WHO=9   who waits for the node that is cancelled is woken before that is published
+ *       22 (I5) WHO=3   a source that goes looks at what is linked before it looks at the handles
  */
 #ifndef BUG
 #define BUG 0
@@ -427,13 +428,25 @@ proctype A() {
 #if WITH_B
 proctype B() {
   LOCALS;
+  bool alone; bool bare; bool disarmed;
   if
   :: cancel(1, 2, won);
      assert(flagged[1]);
      if :: won -> assert(cause[1] == 2) :: else -> assert(cause[1] != 2) fi
-  :: true                   /* disarmed */
+  :: disarmed = true
+  :: /* abandon_node(): who has the last handle of a node with nothing on it need not cancel it. */
+#if BUG == 22
+     atomic { touch(1); bare = !locked[1] && !cb_linked && !w_linked && !linked[2] };
+     atomic { touch(1); alone = (handles[1] == 1) };
+#else
+     atomic { touch(1); alone = (handles[1] == 1) };
+     atomic { touch(1); bare = !locked[1] && !cb_linked && !w_linked && !linked[2] };
+#endif
+     if :: alone && bare :: else -> cancel(1, 2, won); bare = false fi
   fi;
   release(1);
+  /* Nobody is left who would cancel it; but for the timer's thread, or a canceller that is in the middle of it. */
+  assert(disarmed || freed[1] || flagged[1] || WITH_T || WITH_DESCRIPTOR);
   done++
 }
 #endif

@@ -546,6 +546,12 @@ void one_epoch(std::uint64_t epoch, int thread_count, int operations_each) {
   world = nullptr;
 }
 
+/// Or in the stores of other threads.
+std::size_t nodes_in_use() {
+  const auto census = lastcall::detail::NodePool::census();
+  return census.used - census.stored;
+}
+
 void out_of_patience(int) {
   constexpr char words[] = "cancellation_stress: stuck\n";
   const auto written = ::write(STDERR_FILENO, words, sizeof words - 1);
@@ -574,6 +580,7 @@ int main(int argc, char** argv) {
   const auto end = Clock::now() + std::chrono::seconds(seconds);
   Random random(run_seed);
   long baseline = 0;
+  std::size_t node_baseline = 0;
   std::uint64_t epoch = 0;
   do {
     // As many as there can be at first: the C library keeps some of what each thread that ended had.
@@ -584,11 +591,16 @@ int main(int argc, char** argv) {
     if (epoch == 0) {
       support::eventually([] { return false; }, 50ms);
       baseline = live_allocations;
+      node_baseline = nodes_in_use();
     } else {
       const bool level = support::eventually([&] { return live_allocations <= baseline; }, 20s);
       if (!level) {
         std::fprintf(stderr, "%ld allocations, %ld at first\n", live_allocations.load(), baseline);
         fail("leak", "allocations are left");
+      }
+      // The timer thread has a store of free ones.
+      if (nodes_in_use() > node_baseline + lastcall::detail::NodePool::most) {
+        fail("leak", "nodes are left");
       }
     }
     ++epoch;

@@ -183,10 +183,11 @@ inline bool left_as_orphan(Node* node) noexcept {
 inline bool is_plain_and_last(const Node* node) noexcept {
   constexpr std::uint32_t not_plain =
       locked_bit | linked_flag | sharded_flag | timed_flag | joined_flag;
-  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good. The same for the
-  // handles: what others did with theirs comes before the node is freed.
-  return (node->state.load(std::memory_order_acquire) & not_plain) == 0 &&
-         node->handles.load(std::memory_order_acquire) == 1;
+  // Handles first: who gave up another one has linked before that what it linked. acquire: what others did with
+  // theirs comes before the node is freed. Then: whoever was in the node's lane last has unlocked it, and is
+  // out of it for good.
+  return node->handles.load(std::memory_order_acquire) == 1 &&
+         (node->state.load(std::memory_order_acquire) & not_plain) == 0;
 }
 
 /// The end of a node that is known to go. Returns the parent if that has to be released in turn, else null.
@@ -395,7 +396,8 @@ class CancelWork {
       }
       link = next;
     }
-    lane->state.store(state, std::memory_order_relaxed);  // still locked
+    // release: the word may say "cancelled" already, and who reads it from this store has to see the cause.
+    lane->state.store(state, std::memory_order_release);
   }
 
   // Under the lock of the list's first node.
@@ -781,11 +783,11 @@ inline void remove_callback(CallbackLink* callback) noexcept {
 
 /// The destructor of a source that is armed: cancels, then gives up the handle.
 inline void abandon_node(Node* node) noexcept {
-  // acquire: as in is_plain_and_last().
+  // In this order, and acquire: as in is_plain_and_last().
+  const bool alone = node->handles.load(std::memory_order_acquire) == 1;
   const std::uint32_t state = node->state.load(std::memory_order_acquire);
   // With no other handle and nothing on it nobody could tell whether it was cancelled (I5).
-  const bool unseen = (state & (locked_bit | linked_flag | sharded_flag)) == 0 &&
-                      node->handles.load(std::memory_order_acquire) == 1;
+  const bool unseen = alone && (state & (locked_bit | linked_flag | sharded_flag)) == 0;
   if (!unseen) {
     if ((state & cancelled_flag) == 0) cancel_node(node, &cancelled_record);
   } else if ((state & (timed_flag | joined_flag)) == 0 && node->where != 0) {

@@ -9,21 +9,25 @@
 //     and the lists of slabs under the lock of the slab's shelf only, whichever that is: shared objects with
 //     hidden symbols have a pool each, and tokens pass from one to the other. A shelf is never taken down, so
 //     that it survives the object that made it.
-//  P2 Under the lock there are loads and stores, a few for each of `batch` blocks at most, and no call of
+//  P2 Under the lock there are loads and stores, a few for each of `most` blocks at most, and no call of
 //     anybody. So a fork can hold it, and the child finds the slabs whole. The stores of threads that the child
-//     doesn't have are lost to it: `most` blocks each.
-//  P3 A slab without a block in use goes back to the kernel, but for one spare. A store holds `most` blocks,
-//     and goes back to the slabs when its thread ends. So that is all that is ever kept.
+//     doesn't have are lost to it: `most` blocks each. The object with the handlers of forks and of threads'
+//     ends stays loaded for good (signal_pin.hpp).
+//  P3 A slab goes back to the kernel when none of its blocks is in use or in a store, but for one spare. A store
+//     goes back to the slabs when its thread ends, holds `most` blocks at most, and `few` while three quarters
+//     of a large pool are free: each of its blocks might keep a slab.
 //  P4 take() may answer null, at any time and for whatever reason: no memory, no key, a forked child whose
 //     parent was just making the pool. The caller has operator new for that, and remembers which it was.
 //
 // Why stores and a lock, and not slabs that belong to threads: who frees is often not who made. A slab's owner
 // would have to be told, and would not look while it sleeps; so memory would stay with it.
 //
-// The sanitizers get each node from operator new, so that they see what becomes of it.
+// The sanitizers get each node from operator new, so that they see what becomes of it. So do systems that are not
+// Linux: where thread_local is made of a pthread key, it may be gone before our own key's destructor runs.
 #pragma once
 
 #include <lastcall/detail/owned.hpp>
+#include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/spin_bit.hpp>
 
 #include <pthread.h>
@@ -36,8 +40,11 @@
 #include <new>
 #include <utility>
 
-#if !defined(MAP_ANONYMOUS) && defined(MAP_ANON)
-#define MAP_ANONYMOUS MAP_ANON
+#if defined(__linux__) && !defined(__ANDROID__) && !defined(LASTCALL_ASAN) && \
+    !defined(LASTCALL_TSAN)
+#define LASTCALL_HAS_NODE_POOL 1
+#else
+#define LASTCALL_HAS_NODE_POOL 0
 #endif
 
 namespace lastcall::detail {
@@ -52,16 +59,13 @@ class BlockPool {
   static_assert(size >= sizeof(Block) && size % alignof(Block) == 0);
 
  public:
-#if defined(LASTCALL_ASAN) || defined(LASTCALL_TSAN) || !defined(MAP_ANONYMOUS)
-  static constexpr bool is_used = false;
-#else
-  static constexpr bool is_used = true;
-#endif
+  static constexpr bool is_used = LASTCALL_HAS_NODE_POOL != 0;
   static constexpr std::size_t slab_bytes = std::size_t{1} << 18;
   static constexpr std::size_t slab_head = 64;  // a line of the cache
   static constexpr unsigned blocks_a_slab = (slab_bytes - slab_head) / size;
   static constexpr unsigned most = 128;
   static constexpr unsigned batch = most / 2;
+  static constexpr unsigned few = 8;
 
   /// A block, or null (P4). Keeps errno. No system call but for a new slab, once in `blocks_a_slab`.
   static void* take() noexcept {
@@ -194,37 +198,16 @@ class BlockPool {
       if (spare == nullptr) {
         spare = slab;
       } else {
-        bury(slab, dead);
+        slab->next = dead;
+        dead = slab;
+        --slabs;
       }
     }
 
-    void bury(Slab* slab, Slab*& dead) noexcept {
-      slab->next = dead;
-      dead = slab;
-      --slabs;
-    }
+    bool is_sparse() const noexcept { return slabs > 4 && used * 4 < slabs * blocks_a_slab; }
   };
 
   enum class Stage : std::uint8_t { unmade, making, made, refused };
-
-  // With the shared object that holds the key's destructor the key has to go. At the end of the process the
-  // same happens.
-  struct KeyKeeper {
-    KeyKeeper() noexcept = default;
-    KeyKeeper(const KeyKeeper&) = delete;
-    KeyKeeper& operator=(const KeyKeeper&) = delete;
-    ~KeyKeeper() {
-      has_key.store(false, std::memory_order_relaxed);
-      ::pthread_key_delete(key);
-      empty(own_store);
-      Slab* dead = nullptr;
-      {
-        const Held<SpinLock> held(shelf->lock);
-        if (shelf->spare != nullptr) shelf->bury(std::exchange(shelf->spare, nullptr), dead);
-      }
-      unmap_all(dead);
-    }
-  };
 
   static Slab* slab_of(Block* block) noexcept {
     const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(block);
@@ -251,7 +234,7 @@ class BlockPool {
       }
       if (first != nullptr) {
         store.first = first->next;
-        store.room -= got - 1;
+        store.room = store.attached ? most - (got - 1) : 0;
         return first;
       }
       made = make_slab();
@@ -263,10 +246,21 @@ class BlockPool {
     Store& store = own_store;
     if (!store.attached && attach(store, false)) return give(memory);
     auto* const block = ::new (memory) Block{store.first};
-    Block* const rest = give_back(block, batch);
-    if (!store.attached) return;
-    store.first = rest;
-    store.room = batch - 1;
+    if (!store.attached) {
+      give_back(block, 1);
+      return;
+    }
+    store.first = give_back(block, batch);
+    store.room = store.first != nullptr ? batch - 1 : most;
+    if (!is_sparse()) return;
+    give_back(store.first, most);
+    store.first = nullptr;
+    store.room = few;
+  }
+
+  static bool is_sparse() noexcept {
+    const Held<SpinLock> held(shelf->lock);
+    return shelf->is_sparse();
   }
 
   // So many of a list; returns what is left of it.
@@ -288,17 +282,23 @@ class BlockPool {
     return first;
   }
 
-  static void empty(Store& store) noexcept {
-    give_back(store.first, most);
-    store = Store{nullptr, 0, false, true};
+  // Not by the address that the key has: see the head.
+  static void thread_ends(void* /*of the store*/) noexcept {
+    give_back(own_store.first, most);
+    own_store = Store{nullptr, 0, false, true};
   }
 
   // Without `may_allocate` a key beyond the first 32 is none: glibc has no room for its value yet.
   static bool attach(Store& store, bool may_allocate) noexcept {
     constexpr pthread_key_t first_keys = 32;
-    if (store.ended || !has_key.load(std::memory_order_relaxed)) return false;
+    // acquire: the key. Who only gives has not asked for it before.
+    if (store.ended || stage.load(std::memory_order_acquire) != Stage::made || !has_key)
+      return false;
     if (!may_allocate && key >= first_keys) return false;
-    if (::pthread_setspecific(key, &store) != 0) return false;
+    const int saved = errno;
+    const int refused = ::pthread_setspecific(key, &store);
+    errno = saved;
+    if (refused != 0) return false;
     store.attached = true;
     store.room = most;
     return true;
@@ -358,32 +358,34 @@ class BlockPool {
     if (!stage.compare_exchange_strong(seen, Stage::making, std::memory_order_relaxed)) {
       return false;
     }
+    const int saved = errno;
+    pin_module_of(reinterpret_cast<const void*>(&thread_ends));
     char* const room = map(sizeof(Shelf));
     if (room != nullptr) shelf = ::new (static_cast<void*>(room)) Shelf;
     if (room == nullptr || ::pthread_atfork(&lock_shelf, &unlock_shelf, &unlock_shelf) != 0) {
       if (room != nullptr) unmap(room, sizeof(Shelf));
       stage.store(Stage::refused, std::memory_order_relaxed);
+      errno = saved;
       return false;
     }
-    if (::pthread_key_create(&key, &thread_ends) == 0) {
-      has_key.store(true, std::memory_order_relaxed);
-      static const KeyKeeper keeper;
-    }
+    has_key = ::pthread_key_create(&key, &thread_ends) == 0;
+    errno = saved;
     stage.store(Stage::made, std::memory_order_release);
     return true;
   }
 
   static void lock_shelf() noexcept { shelf->lock.lock(); }
   static void unlock_shelf() noexcept { shelf->lock.unlock(); }
-  static void thread_ends(void* store) noexcept { empty(*static_cast<Store*>(store)); }
 
   // NOLINTBEGIN(readability-identifier-naming): private, if static
   static inline constinit thread_local Store own_store{};
   static inline constinit Shelf* shelf = nullptr;  // constant once it is made
   static inline constinit std::atomic<Stage> stage{Stage::unmade};
-  static inline constinit std::atomic<bool> has_key{false};
+  static inline constinit bool has_key = false;
   static inline constinit pthread_key_t key{};
   // NOLINTEND(readability-identifier-naming)
 };
 
 }  // namespace lastcall::detail
+
+#undef LASTCALL_HAS_NODE_POOL

@@ -44,11 +44,11 @@ inline void name_this_thread(std::string_view name) noexcept {
 #endif
 }
 
-/// What the calling thread sleeps until is when it wakes, to so many nanoseconds: a slack for timers that saves
-/// power (prctl(2), PR_SET_TIMERSLACK) is inherited from the thread's maker, and may be seconds.
-inline void keep_exact_time([[maybe_unused]] unsigned long nanoseconds = 50'000) noexcept {
+/// What the calling thread sleeps until is when it wakes, to 50 us: a slack for timers that saves power
+/// (prctl(2), PR_SET_TIMERSLACK) is inherited from the thread's maker, and may be seconds.
+inline void keep_exact_time() noexcept {
 #if LASTCALL_LINUX
-  ::prctl(PR_SET_TIMERSLACK, nanoseconds, 0UL, 0UL, 0UL);
+  ::prctl(PR_SET_TIMERSLACK, 50'000UL, 0UL, 0UL, 0UL);
 #endif
 }
 

@@ -178,8 +178,7 @@ class TimerService {
 
   static void* thread_main(void* self) {
     name_this_thread("lastcall-timer");
-    // It wakes once a tick for all that is due in it: there is nothing more to put together.
-    keep_exact_time(1);
+    keep_exact_time();
     static_cast<TimerService*>(self)->run();
     return nullptr;
   }

@@ -84,7 +84,7 @@ class TimerWheel {
  private:
   static constexpr unsigned levels = 7;
   static constexpr unsigned digit_bits = 6;
-  // The last tick that seven digits hold: some 146 years of milliseconds.
+  // The last tick that seven digits hold: some 139 years of milliseconds.
   static constexpr std::uint64_t horizon = (std::uint64_t{1} << (digit_bits * levels)) - 1;
 
   static unsigned digit(std::uint64_t tick, unsigned level) noexcept {
