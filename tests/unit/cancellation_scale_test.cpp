@@ -505,13 +505,15 @@ TEST_CASE("A hundred thousand deadlines made and destroyed leave no timer and no
 // ---------------------------------------------------------------------------------- processor time
 
 TEST_CASE("A thousand idle waiters and as many pending deadlines use no processor time") {
+  // The stacks of a thousand have no place in 32 bits of address space.
+  constexpr int count = sizeof(void*) < 8 ? 200 : 1000;
   CancellationSource root;
   std::vector<CancellationSource> timed;
-  for (int i = 0; i < 1000; ++i) timed.emplace_back(root.token(), 1h + std::chrono::seconds(i));
+  for (int i = 0; i < count; ++i) timed.emplace_back(root.token(), 1h + std::chrono::seconds(i));
   std::atomic<int> waiting{0};
   std::atomic<int> woken{0};
   support::Threads threads;
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < count; ++i) {
     threads.start([&, i] {
       const CancellationToken token =
           i % 2 == 0 ? root.token() : timed[static_cast<std::size_t>(i)].token();
@@ -523,7 +525,7 @@ TEST_CASE("A thousand idle waiters and as many pending deadlines use no processo
       }
     });
   }
-  REQUIRE(support::eventually([&] { return waiting == 1000; }));
+  REQUIRE(support::eventually([&] { return waiting == count; }));
   // Until they all sleep, then for a while: whoever polls or spins shows up in any such while.
   std::chrono::nanoseconds spent{};
   const bool quiet = support::eventually(
@@ -536,6 +538,6 @@ TEST_CASE("A thousand idle waiters and as many pending deadlines use no processo
       20s);
   root.cancel();
   threads.join();
-  CHECK(woken == 666);
+  CHECK(woken == count * 2 / 3);
   if (!support::under_sanitizer) CHECK(quiet);
 }
