@@ -215,12 +215,15 @@ __attribute__((noinline)) void fill_stack(AlternateStack& alternate, std::size_t
   ::pthread_getattr_np(::pthread_self(), &attributes);
   ::pthread_attr_getstack(&attributes, &bottom, &size);
   ::pthread_attr_destroy(&attributes);
+  // Looked up now: the loader keeps the vector registers on the stack meanwhile, as a signal's frame does.
+  ::usleep(0);
+  const auto own_id = support::thread_id();
   char here = 0;
   const auto room = static_cast<std::size_t>(&here - static_cast<char*>(bottom));
   volatile char* const block =
       static_cast<char*>(__builtin_alloca(room > leave ? room - leave : 1));
   block[0] = 1;
-  alternate.thread = support::thread_id();
+  alternate.thread = own_id;
   while (!alternate.over) ::usleep(200);
 }
 

@@ -49,13 +49,19 @@ std::size_t mapped_bytes() {
   return pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 }
 
+// Whether there is a pool of that size; then it has been made: while it is, other threads have none. By a thread
+// of its own, whose store is gone.
+template <std::size_t size>
+bool is_there() {
+  if (!BlockPool<size>::is_used) return false;
+  std::thread([] { give<size>(take<size>(1)); }).join();
+  return true;
+}
+
 }  // namespace
 
-#define SKIP_WITHOUT_POOL(size) \
-  if (!BlockPool<size>::is_used) return
-
 TEST_CASE("blocks do not overlap, and keep what is written into them") {
-  SKIP_WITHOUT_POOL(56);
+  if (!is_there<56>()) return;
   constexpr std::size_t size = 56;
   constexpr std::size_t count = 3 * BlockPool<size>::blocks_a_slab;
   auto blocks = take<size>(count);
@@ -77,7 +83,7 @@ TEST_CASE("blocks do not overlap, and keep what is written into them") {
 }
 
 TEST_CASE("a pool has as many slabs as its blocks need, and gives all back but a spare one") {
-  SKIP_WITHOUT_POOL(64);
+  if (!is_there<64>()) return;
   constexpr std::size_t size = 64;
   using Pool = BlockPool<size>;
   constexpr std::size_t count = 10 * std::size_t{Pool::blocks_a_slab} + 1;
@@ -104,7 +110,7 @@ TEST_CASE("a pool has as many slabs as its blocks need, and gives all back but a
 }
 
 TEST_CASE("a large number of blocks that went in order leaves one slab") {
-  SKIP_WITHOUT_POOL(72);
+  if (!is_there<72>()) return;
   using Pool = BlockPool<72>;
   std::size_t mapped = 0;
   const std::size_t before = mapped_bytes();
@@ -122,7 +128,7 @@ TEST_CASE("a large number of blocks that went in order leaves one slab") {
 }
 
 TEST_CASE("new blocks stand in the order of their addresses, also in a slab that was used before") {
-  SKIP_WITHOUT_POOL(80);
+  if (!is_there<80>()) return;
   for (int round = 0; round < 2; ++round) {
     std::thread([] {
       const auto blocks = take<80>(1000);
@@ -133,7 +139,7 @@ TEST_CASE("new blocks stand in the order of their addresses, also in a slab that
 }
 
 TEST_CASE("a block that was given back is the next to be taken") {
-  SKIP_WITHOUT_POOL(88);
+  if (!is_there<88>()) return;
   void* const first = BlockPool<88>::take();
   BlockPool<88>::give(first);
   CHECK(BlockPool<88>::take() == first);
@@ -141,7 +147,7 @@ TEST_CASE("a block that was given back is the next to be taken") {
 }
 
 TEST_CASE("what a thread has in store goes back when it ends") {
-  SKIP_WITHOUT_POOL(96);
+  if (!is_there<96>()) return;
   using Pool = BlockPool<96>;
   std::vector<std::thread> threads;
   for (int at = 0; at < 8; ++at) {
@@ -153,7 +159,7 @@ TEST_CASE("what a thread has in store goes back when it ends") {
 }
 
 TEST_CASE("blocks that one thread takes and another gives come back all the same") {
-  SKIP_WITHOUT_POOL(104);
+  if (!is_there<104>()) return;
   using Pool = BlockPool<104>;
   for (int round = 0; round < 20; ++round) {
     std::vector<void*> blocks;
@@ -172,9 +178,9 @@ std::atomic<bool> late_was_called{false};
 }  // namespace
 
 TEST_CASE("what runs after a thread's store has gone takes and gives without one") {
-  SKIP_WITHOUT_POOL(112);
+  if (!is_there<112>()) return;
   using Pool = BlockPool<112>;
-  give<112>(take<112>(1));  // the pool's key is made, and before this one
+  // The pool's key has been made before this one.
   REQUIRE(pthread_key_create(&late_key, [](void* block) {
             Pool::give(block);
             Pool::give(Pool::take());
@@ -189,7 +195,7 @@ TEST_CASE("what runs after a thread's store has gone takes and gives without one
 }
 
 TEST_CASE("where all keys of threads are taken there are no stores, and blocks all the same") {
-  SKIP_WITHOUT_POOL(120);
+  if (!BlockPool<120>::is_used) return;
   support::Child child = support::Child::run([] {
     using Pool = BlockPool<120>;
     pthread_key_t unused;
@@ -208,9 +214,8 @@ TEST_CASE("where all keys of threads are taken there are no stores, and blocks a
 }
 
 TEST_CASE("a child that is forked while other threads take and give has a pool that works") {
-  SKIP_WITHOUT_POOL(128);
+  if (!is_there<128>()) return;
   using Pool = BlockPool<128>;
-  give<128>(take<128>(1));  // a child that is forked while it is made has none
   std::atomic<bool> done{false};
   std::vector<std::thread> busy;
   for (int at = 0; at < 3; ++at) {
@@ -242,7 +247,7 @@ TEST_CASE("a child that is forked while other threads take and give has a pool t
 }
 
 TEST_CASE("without memory for a slab there are nodes from operator new, and in the end bad_alloc") {
-  SKIP_WITHOUT_POOL(136);
+  if (!lastcall::detail::NodePool::is_used) return;
   support::Child child = support::Child::run([] {
     using Pool = lastcall::detail::NodePool;
     CancellationSource root;
@@ -282,7 +287,7 @@ TEST_CASE("without memory for a slab there are nodes from operator new, and in t
 }
 
 TEST_CASE("taking and giving keeps errno, also when a slab is made and goes") {
-  SKIP_WITHOUT_POOL(144);
+  if (!is_there<144>()) return;
   errno = ERANGE;
   give<144>(take<144>(5 * std::size_t{BlockPool<144>::blocks_a_slab}));
   CHECK(errno == ERANGE);
