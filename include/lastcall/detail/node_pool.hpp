@@ -82,8 +82,7 @@ class BlockPool {
   static void give(void* memory) noexcept {
     Store& store = own_store;
     if (store.room == 0) return overflow(memory);
-    --store.room;
-    store.first = ::new (memory) Block{store.first};
+    put(store, memory);
   }
 
   /// For tests: slabs that exist; blocks that are with users or in stores; blocks in this thread's store.
@@ -210,11 +209,16 @@ class BlockPool {
   enum class Stage : std::uint8_t { unmade, making, made, refused };
 
   static Slab* slab_of(Block* block) noexcept {
-    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(block);
+    const auto address = reinterpret_cast<std::uintptr_t>(block);
     return reinterpret_cast<Slab*>(address & ~(std::uintptr_t{slab_bytes} - 1));
   }
 
   // ---- the slow ways
+
+  [[gnu::always_inline]] static void put(Store& store, void* memory) noexcept {
+    --store.room;
+    store.first = ::new (memory) Block{store.first};
+  }
 
   [[gnu::noinline]] static void* refill() noexcept {
     if (!is_ready()) return nullptr;
@@ -244,7 +248,7 @@ class BlockPool {
 
   [[gnu::noinline]] static void overflow(void* memory) noexcept {
     Store& store = own_store;
-    if (!store.attached && attach(store, false)) return give(memory);
+    if (!store.attached && attach(store, false)) return put(store, memory);
     auto* const block = ::new (memory) Block{store.first};
     if (!store.attached) {
       give_back(block, 1);
