@@ -179,15 +179,16 @@ inline bool left_as_orphan(Node* node) noexcept {
 }
 
 // Under its parent's lane lock, if it has one: whether this is the last handle of a node that is nothing but a
-// node and has nothing on it, so that it needs no lock of its own (I5).
+// node and has nothing on it, so that it needs no lock of its own (I5). The caller has seen one handle before:
+// so who gave up another has linked before this look at the links what it linked; and who made one under the
+// node's lock has let that go before this look at the handles.
 inline bool is_plain_and_last(const Node* node) noexcept {
   constexpr std::uint32_t not_plain =
       locked_bit | linked_flag | sharded_flag | timed_flag | joined_flag;
-  // Handles first: who gave up another one has linked before that what it linked. acquire: what others did with
-  // theirs comes before the node is freed. Then: whoever was in the node's lane last has unlocked it, and is
-  // out of it for good.
-  return node->handles.load(std::memory_order_acquire) == 1 &&
-         (node->state.load(std::memory_order_acquire) & not_plain) == 0;
+  // acquire: whoever was in the node's lane last has unlocked it, and is out of it for good. The same for the
+  // handles: what others did with theirs comes before the node is freed.
+  return (node->state.load(std::memory_order_acquire) & not_plain) == 0 &&
+         node->handles.load(std::memory_order_acquire) == 1;
 }
 
 /// The end of a node that is known to go. Returns the parent if that has to be released in turn, else null.
@@ -783,7 +784,7 @@ inline void remove_callback(CallbackLink* callback) noexcept {
 
 /// The destructor of a source that is armed: cancels, then gives up the handle.
 inline void abandon_node(Node* node) noexcept {
-  // In this order, and acquire: as in is_plain_and_last().
+  // In this order: who gives up the other handle has linked before that what it linked. acquire: to see it.
   const bool alone = node->handles.load(std::memory_order_acquire) == 1;
   const std::uint32_t state = node->state.load(std::memory_order_acquire);
   // With no other handle and nothing on it nobody could tell whether it was cancelled (I5).
