@@ -11,7 +11,7 @@
 #include <pthread.h>
 #include <sys/resource.h>
 #include <unistd.h>
-#if defined(__linux__)
+#if LASTCALL_LINUX
 #include <sys/prctl.h>
 #endif
 
