@@ -1144,7 +1144,7 @@ TEST_CASE("Who uses no deadline has no timer thread, and the first deadline star
 }
 #endif
 
-#if defined(__linux__)
+#if LASTCALL_LINUX
 TEST_CASE(
     "The timer thread has the usual slack for its sleep, whatever the thread has that started it") {
   if (support::under_tsan) return;  // no thread may be made after a fork
