@@ -254,18 +254,25 @@ TEST_CASE("before the exit stdio and the standard streams are flushed") {
   }
 }
 
+namespace {
+
+// Somebody has the lock of stdout for ever when the shutdown is asked for.
+void ask_with_stdout_locked(ShutdownCoordinator& coordinator) {
+  std::atomic<bool> locked{false};
+  std::thread([&locked] {
+    ::flockfile(stdout);
+    locked = true;
+    hang();
+  }).detach();
+  support::eventually([&] { return locked.load(); });
+  coordinator.request_shutdown();
+}
+
+}  // namespace
+
 TEST_CASE("a flush that hangs is bounded by the end of the grace period, and the code stays") {
   const Stopwatch watch;
-  const Ended ended = after_run(quiet(500ms), [](ShutdownCoordinator& coordinator) {
-    std::atomic<bool> locked{false};
-    std::thread([&locked] {
-      ::flockfile(stdout);
-      locked = true;
-      hang();
-    }).detach();
-    support::eventually([&] { return locked.load(); });
-    coordinator.request_shutdown();
-  });
+  const Ended ended = after_run(quiet(500ms), &ask_with_stdout_locked);
   CHECK(ended.how == "exit 0");
   CHECK(watch.elapsed() < 500ms + slack);
 }
@@ -278,16 +285,7 @@ TEST_CASE("who waits in run() for a flush that hangs leaves the processor to oth
            std::chrono::microseconds(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
   };
   const auto before = cpu_time_of_children();
-  const Ended ended = after_run(quiet(1500ms), [](ShutdownCoordinator& coordinator) {
-    std::atomic<bool> locked{false};
-    std::thread([&locked] {
-      ::flockfile(stdout);
-      locked = true;
-      hang();
-    }).detach();
-    support::eventually([&] { return locked.load(); });
-    coordinator.request_shutdown();
-  });
+  const Ended ended = after_run(quiet(1500ms), &ask_with_stdout_locked);
   CHECK(ended.how == "exit 0");
   CHECK(cpu_time_of_children() - before < 500ms);
 }
