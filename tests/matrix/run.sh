@@ -220,7 +220,7 @@ inside() {
       ;;
     aarch64 | riscv64 | s390x | armhf)
       prefix=${compiler%-g++-*}
-      emulated="qemu-${name/armhf/arm};-L;/usr/$prefix"
+      emulated="/usr/bin/qemu-${name/armhf/arm};-L;/usr/$prefix"
       local cross=(-DCMAKE_SYSTEM_NAME=Linux "-DCMAKE_SYSTEM_PROCESSOR=$name"
         "-DCMAKE_CXX_COMPILER=$compiler" "-DCMAKE_CROSSCOMPILING_EMULATOR=$emulated")
       compile_headers ""

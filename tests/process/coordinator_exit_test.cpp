@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 #include "support/threads.hpp"
 
@@ -580,12 +581,12 @@ TEST_CASE("exits with a static coordinator", "[.][program]") {
 }
 
 TEST_CASE("std::exit in a task or hook ends the process with its code, in time") {
-  CHECK(Child::exec({"/proc/self/exe", "exits in a task"}).end().how == "exit 9");
-  CHECK(Child::exec({"/proc/self/exe", "exits in a hook"}).end().how == "exit 8");
+  CHECK(Child::exec(support::this_program({"exits in a task"})).end().how == "exit 9");
+  CHECK(Child::exec(support::this_program({"exits in a hook"})).end().how == "exit 8");
 }
 
 TEST_CASE("a static coordinator is drained when main returns, and the code is main's") {
-  const Ended ended = Child::exec({"/proc/self/exe", "exits with a static coordinator"}).end();
+  const Ended ended = Child::exec(support::this_program({"exits with a static coordinator"})).end();
   CHECK(ended.how == "exit 6");
   CHECK(contains(ended.out, "task\nhook\n"));
 }

@@ -1,6 +1,7 @@
 // Where a service finds itself: process 1 of a container, under nohup and setsid, in the background of a
 // shell, a daemon that has forked twice. Each with the real thing, where the system lets us.
 #include "support/catch.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 
 #include <lastcall/lastcall.hpp>
@@ -64,14 +65,9 @@ const bool is_service = [] {
   serve(std::move(options));
 }();
 
-std::string own_path() {
-  char self[4096] = {};
-  static_cast<void>(::readlink("/proc/self/exe", self, sizeof self - 1) < 0);
-  return self;
-}
-
-// A program found by PATH, in whose environment this one is the service.
+// This program, which is the service here, by way of another one.
 Child executed(std::vector<std::string> words) {
+  for (std::string& word : support::this_program()) words.push_back(std::move(word));
   ::setenv("LASTCALL_TEST_SERVICE", "1", 1);
   Child child = Child::exec(std::move(words));
   ::unsetenv("LASTCALL_TEST_SERVICE");
@@ -146,7 +142,7 @@ TEST_CASE("process 1 with a hung worker is gone in time, which is named with wha
   CHECK(how == "exit 124");
   CHECK(contains(output, "held worker"));
 #if !defined(LASTCALL_PORTABLE)
-  CHECK(contains(output, "pause"));
+  CHECK(support::tells_pause(output));
 #endif
 }
 
@@ -236,7 +232,7 @@ TEST_CASE("without /proc who hangs is named all the same, with place and age") {
 }
 
 TEST_CASE("under nohup SIGHUP stays ignored, and SIGTERM drains") {
-  Child service = executed({"nohup", own_path()});
+  Child service = executed({"nohup"});
   REQUIRE(service.prints("service is up"));
   CHECK(service.send(SIGHUP));
   CHECK(service.send(SIGTERM));
@@ -249,7 +245,7 @@ TEST_CASE("under nohup SIGHUP stays ignored, and SIGTERM drains") {
 }
 
 TEST_CASE("without nohup that SIGHUP counts") {
-  Child service = executed({own_path()});
+  Child service = executed({});
   REQUIRE(service.prints("service is up"));
   CHECK(service.send(SIGHUP));
   const Ended ended = service.end();
@@ -259,7 +255,7 @@ TEST_CASE("without nohup that SIGHUP counts") {
 }
 
 TEST_CASE("with no terminal and in a session of its own (setsid) it drains") {
-  Child service = executed({"setsid", "--wait", own_path()});
+  Child service = executed({"setsid", "--wait"});
   REQUIRE(service.prints("service is up"));
   CHECK(service.send(SIGTERM));
   const Ended ended = service.end();
@@ -269,7 +265,7 @@ TEST_CASE("with no terminal and in a session of its own (setsid) it drains") {
 }
 
 TEST_CASE("a background job of a script ignores the SIGINT and SIGQUIT that are typed for others") {
-  Child shell = executed({"sh", "-c", "\"$0\" & echo job=$!; wait $!", own_path()});
+  Child shell = executed({"sh", "-c", "\"$0\" \"$@\" & echo job=$!; wait $!"});
   REQUIRE(shell.prints("service is up"));
   const std::size_t at = shell.out().find("job=");
   REQUIRE(at != std::string::npos);
@@ -287,8 +283,8 @@ TEST_CASE("a background job of a script ignores the SIGINT and SIGQUIT that are 
 }
 
 TEST_CASE("in the pipeline of a script it drains, and the pipeline's last one sees the end of it") {
-  Child shell = executed(
-      {"sh", "-c", "(echo job=$(exec sh -c 'echo $PPID') >&2; exec \"$0\") | cat", own_path()});
+  Child shell =
+      executed({"sh", "-c", "(echo job=$(exec sh -c 'echo $PPID') >&2; exec \"$0\" \"$@\") | cat"});
   REQUIRE(shell.prints("service is up"));
   const std::size_t at = shell.err().find("job=");
   REQUIRE(at != std::string::npos);

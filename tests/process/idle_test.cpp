@@ -6,6 +6,7 @@
 // because of the coordinator, and not those of files (libc's code) that all processes share. It is
 // measured in a fresh process, this program executed again, whose heap has nothing left over to reuse.
 #include "support/catch.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 
 #include <lastcall/lastcall.hpp>
@@ -160,7 +161,7 @@ TEST_CASE("an idle coordinator is two threads, and neither wakes in ten seconds"
 
 TEST_CASE("an idle coordinator has less than 100 KiB beyond its threads' stacks") {
   ::setenv("LASTCALL_TEST_PROBE", "1", 1);
-  support::Child probe = support::Child::exec({"/proc/self/exe"});
+  support::Child probe = support::Child::exec(support::this_program());
   ::unsetenv("LASTCALL_TEST_PROBE");
   const support::Ended ended = probe.end();
   INFO(ended.out + " " + ended.err);

@@ -1,6 +1,7 @@
 // What std::_Exit leaves out and run() does not: buffers, coverage and profile data, the leak check. The
 // programs are tests/process/last_rites/program.cpp, built in as many ways as the compiler has.
 #include "support/catch.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 
 #include <chrono>
@@ -61,7 +62,7 @@ Outcome run(const char* program, const char* mode) {
   ::setenv("GCOV_PREFIX", scratch.path().c_str(), 1);
   ::setenv("LLVM_PROFILE_FILE", (scratch.path() / "all.profraw").c_str(), 1);
   ::setenv("ASAN_OPTIONS", "detect_leaks=1:exitcode=23", 1);
-  Child child = Child::exec({program, mode});
+  Child child = Child::exec(support::built(program, {mode}));
   for (const char* name : {"GCOV_PREFIX", "LLVM_PROFILE_FILE", "ASAN_OPTIONS"}) ::unsetenv(name);
   Ended ended = child.end();
   return {std::move(ended), scratch.bytes_of(".gcda"), scratch.bytes_of(".profraw")};

@@ -7,6 +7,7 @@
 //
 // Each adversary is a process of its own: this program, executed again. The clock runs from the request
 // (just before kill(2), or when the adversary says that it asks) until waitid(2) has seen it gone.
+#include "../support/emulation.hpp"
 #include "promise/adversary.hpp"
 
 #include <lastcall/signal_info.hpp>
@@ -137,7 +138,7 @@ std::string in_words(const siginfo_t& info) {
   int safe[4];
   for (int i = 0; i < 4; ++i) safe[i] = ::fcntl(fds[i], F_DUPFD_CLOEXEC, 10);
   for (int i = 0; i < 4; ++i) ::dup2(safe[i], i);
-  ::execv("/proc/self/exe", const_cast<char* const*>(argv));
+  ::execv(argv[0], const_cast<char* const*>(argv));
   ::_exit(126);
 }
 
@@ -147,8 +148,11 @@ class Trial {
 
   Run run() {
     const std::string grace = std::to_string(grace_.count());
-    const char* const argv[] = {"promise_table", "--adversary", adversary_.name.c_str(),
-                                "--grace",       grace.c_str(), nullptr};
+    const std::vector<std::string> words =
+        support::this_program({"--adversary", adversary_.name, "--grace", grace});
+    std::vector<const char*> argv;
+    for (const std::string& word : words) argv.push_back(word.c_str());
+    argv.push_back(nullptr);
     if (adversary_.streams == Streams::unread) {
       out_.fill();
       err_.fill();
@@ -157,7 +161,7 @@ class Trial {
                        tell_.write_end.get()};
     child_ = ::fork();
     if (child_ < 0) std::perror("fork"), std::exit(2);
-    if (child_ == 0) become(argv, fds);
+    if (child_ == 0) become(argv.data(), fds);
     out_.write_end.close();
     err_.write_end.close();
     tell_.write_end.close();

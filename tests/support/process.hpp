@@ -116,7 +116,8 @@ class Child {
     return Child([&] { run_and_leave(body); });
   }
 
-  /// Forks and executes a program, found by PATH.
+  /// Forks and executes a program, found by PATH. One that was built with this one:
+  /// see emulation.hpp.
   static Child exec(std::vector<std::string> words) {
     return Child([&] {
       std::vector<char*> argv;

@@ -200,6 +200,54 @@ TEST_CASE(
   CHECK(work.empty());
 }
 
+TEST_CASE("Waking what a cancel has marked waits for a lock that is held, if it has the time") {
+  namespace detail = lastcall::detail;
+  CancellationSource source;
+  const int fd = source.token().fd();
+  auto* const node = detail::TreeAccess::peek(source.token());
+  detail::CancelWork work;
+  const std::uint32_t before = detail::lock_bit(node->state);
+  work.push(node, true);
+  std::atomic<bool> woke{false};
+  std::thread canceller([&] {
+    work.wake();
+    woke = true;
+  });
+  std::this_thread::sleep_for(20ms);
+  CHECK_FALSE(woke);
+  CHECK_FALSE(support::is_readable(fd));
+  detail::unlock_bit(node->state, before);
+  canceller.join();
+  CHECK(support::is_readable(fd));
+  CHECK_FALSE(work.run_one());
+}
+
+TEST_CASE("A node is given back whose cancel has run the last of its callbacks") {
+  using lastcall::detail::NodePool;
+  const auto in_use_after = [](auto body) {
+    std::thread(body).join();  // and its store of free nodes has gone
+    return NodePool::is_used ? NodePool::census().used : 0;
+  };
+  const auto before = in_use_after([] { CancellationSource{}; });
+  for (const bool grown : {false, true}) {
+    for (std::size_t count = 0; count < 4; ++count) {
+      INFO(count << (grown ? " callbacks, shards" : " callbacks"));
+      int ran = 0;
+      const auto after = in_use_after([&] {
+        CancellationSource source;
+        if (grown) grow(source.token());
+        std::vector<std::unique_ptr<AnyCallback>> callbacks;
+        while (callbacks.size() < count) {
+          callbacks.push_back(std::make_unique<AnyCallback>(source.token(), [&ran] { ++ran; }));
+        }
+        source.cancel();
+      });
+      CHECK(ran == static_cast<int>(count));
+      CHECK(after == before);
+    }
+  }
+}
+
 TEST_CASE("Marking stops at a lock that is held, spares what is above it, and can be done again") {
   namespace detail = lastcall::detail;
   const CancellationSource top;

@@ -147,6 +147,28 @@ TEST_CASE("a block that was given back is the next to be taken") {
   BlockPool<88>::give(first);
 }
 
+TEST_CASE("a thread with a full store gives half of it back, and keeps the rest") {
+  if (!is_there<152>()) return;
+  using Pool = BlockPool<152>;
+  std::thread([] {
+    // So many are in use that none of the slabs is to be emptied.
+    const auto blocks = take<152>(20 * std::size_t{Pool::most});
+    std::size_t most_stored = 0;
+    std::size_t most_given = 0;
+    for (std::size_t at = 0; at < 4 * std::size_t{Pool::most}; ++at) {
+      const std::size_t before = Pool::census().stored;
+      Pool::give(blocks[at]);
+      const std::size_t after = Pool::census().stored;
+      most_stored = std::max(most_stored, after);
+      if (after <= before) most_given = std::max(most_given, before + 1 - after);
+    }
+    CHECK(most_stored == Pool::most);
+    CHECK(most_given == Pool::most / 2);
+    std::for_each(blocks.begin() + 4 * std::ptrdiff_t{Pool::most}, blocks.end(), Pool::give);
+  }).join();
+  CHECK(Pool::census().used == 0);
+}
+
 TEST_CASE("what a thread has in store goes back when it ends") {
   if (!is_there<96>()) return;
   using Pool = BlockPool<96>;

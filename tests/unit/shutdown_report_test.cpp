@@ -1,3 +1,4 @@
+#include <lastcall/detail/engine_log.hpp>
 #include <lastcall/shutdown_report.hpp>
 
 #include "../support/catch.hpp"
@@ -185,6 +186,23 @@ struct Trace {
 };
 
 }  // namespace
+
+TEST_CASE("A story has one end, the last that it is given") {
+  const auto at = [](EventKind kind, const char* name, const char* detail) {
+    return event(kind, EventResult::begun, "", name, detail, 1ms, 1ms);
+  };
+  std::vector<Event> story = {at(EventKind::phase, "draining", ""),
+                              at(EventKind::hook, "finished", "of that name"),
+                              at(EventKind::phase, "finished", "clean, exit code 0")};
+  for (const char* detail : {"overrun, exit code 124", "forced, exit code 130"}) {
+    lastcall::detail::end_story(story, at(EventKind::phase, "finished", detail));
+    REQUIRE(story.size() == 3);
+    CHECK(story[0].name == "draining");
+    CHECK(story[1].kind == EventKind::hook);
+    CHECK(story[2].kind == EventKind::phase);
+    CHECK(story[2].detail == detail);
+  }
+}
 
 TEST_CASE("to_text() says how it ended, who was still in and where, and who threw") {
   const std::string text = bad_night().to_text();

@@ -193,14 +193,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
     LASTCALL_TRY {
       late_report_.stragglers = who_is_in(state_);
       late_report_.failures = state_.log.failures();
+      // The drain thread may have come to an end of its own just now, too late.
       late_report_.events = state_.log.all();
-      late_report_.events.push_back({EventKind::phase,
-                                     EventResult::begun,
-                                     {},
-                                     name_of(Phase::finished),
-                                     describe_outcome(late_report_.outcome, late_report_.exit_code),
-                                     now,
-                                     now});
+      end_story(late_report_.events,
+                {EventKind::phase,
+                 EventResult::begun,
+                 {},
+                 name_of(Phase::finished),
+                 describe_outcome(late_report_.outcome, late_report_.exit_code),
+                 now,
+                 now});
     }
     LASTCALL_CATCH(...) {}
     state_.exit_code.store(late_report_.exit_code, std::memory_order_release);

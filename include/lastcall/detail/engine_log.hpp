@@ -15,6 +15,14 @@
 
 namespace lastcall::detail {
 
+/// Ends the story with `end`, in the place of such an event that is there.
+inline void end_story(std::vector<Event>& story, Event end) {
+  std::erase_if(story, [&end](const Event& event) {
+    return event.kind == end.kind && event.name == end.name;
+  });
+  story.push_back(std::move(end));
+}
+
 // Thread-safe. Recording never throws: with no memory left a line of the story is lost, and counted,
 // but not the shutdown. The lock is never held in user code.
 class EngineLog {

@@ -20,6 +20,10 @@
 // used again once that thread is done with it: each use has a number, and the handler can fill a slot only
 // under the number that it was asked with.
 //
+// Where a stack ends early. On 32-bit ARM the ABI gives functions that can't throw no entry to go on by, unless
+// they are compiled with -funwind-tables: a stack ends at the first of them. So the handler and what it calls on
+// its way to the unwinder are not noexcept; nothing that they call throws.
+//
 // Turning addresses into names is a second step, since it allocates and takes the loader's lock
 // (dladdr): symbolise(). describe_frame() does without both, and without names.
 #pragma once
@@ -144,7 +148,7 @@ inline _Unwind_Reason_Code walk_frame(_Unwind_Context* context, void* argument) 
   return walk.depth < RawStack::most ? _URC_NO_REASON : _URC_END_OF_STACK;
 }
 
-inline void fill_slot(ProbeSlot& slot, const void* context) noexcept {
+inline void fill_slot(ProbeSlot& slot, const void* context) {
   StackWalk walk{interrupted_at(context), slot.frames.data()};
   _Unwind_Backtrace(walk_frame, &walk);
   if (walk.depth == 0 && walk.from != nullptr) walk.frames[walk.depth++] = walk.from;
@@ -153,7 +157,7 @@ inline void fill_slot(ProbeSlot& slot, const void* context) noexcept {
 
 // Who sent the signal doesn't matter (and isn't known once the queue of pending signals is full): a
 // thread that wasn't asked finds no slot. One that was asked twice may get one signal for both.
-inline void on_probe(int, siginfo_t*, void* context) noexcept {
+inline void on_probe(int, siginfo_t*, void* context) {
   const int saved = errno;
   probe_pool.inside.fetch_add(1, std::memory_order_relaxed);
   const pid_t self = current_thread_id();

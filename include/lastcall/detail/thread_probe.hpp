@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #endif
@@ -116,6 +117,31 @@ inline void add_running(BoundedText& out, ProbedState state) noexcept {
   out.add('.').add_digits(hundredths % 100, 10, 2).add(" s CPU)");
 }
 
+/// Of a thread's file "syscall", read by itself, and so in read(2): whether the number there is another one. The
+/// kernel is then of another processor than this program, and an emulator passes its calls on (qemu-user, under
+/// which a container of another processor runs): what the kernel tells of calls are its own numbers and arguments.
+inline bool tells_other_numbers(std::string_view own_file) noexcept {
+  const std::string_view first = take_word(own_file);
+  if (first.empty() || first.front() < '0' || first.front() > '9') return false;
+  return parse_number(first) != static_cast<std::uint64_t>(SYS_read);
+}
+
+inline constinit std::atomic<bool> knows_of_numbers{false};
+inline constinit std::atomic<bool> has_other_numbers{false};
+
+/// Whether the kernel counts system calls as this program does. Looks once.
+inline bool kernel_has_our_numbers() noexcept {
+  // acquire, release: who finds that it is known reads what. Two that look at once find the same.
+  if (!knows_of_numbers.load(std::memory_order_acquire)) {
+    char buffer[256];
+    has_other_numbers.store(tells_other_numbers(read_thread_file(current_thread_id(), "syscall",
+                                                                 buffer, sizeof buffer)),
+                            std::memory_order_relaxed);
+    knows_of_numbers.store(true, std::memory_order_release);
+  }
+  return !has_other_numbers.load(std::memory_order_relaxed);
+}
+
 /// Adds the kernel's function that the thread sleeps in; false if the kernel doesn't tell.
 inline bool add_wait_channel(BoundedText& out, pid_t thread) noexcept {
   char buffer[128];
@@ -129,13 +155,14 @@ inline bool add_wait_channel(BoundedText& out, pid_t thread) noexcept {
 enum class CallFound { yes, runs, unknown };
 
 /// Adds the system call that the thread is in. `runs`: it is in none; `unknown`: it sleeps elsewhere in
-/// the kernel (a page fault), or the kernel doesn't tell.
+/// the kernel (a page fault), or the kernel doesn't tell, or not in this program's numbers.
 inline CallFound add_system_call(BoundedText& out, pid_t thread) noexcept {
   char buffer[256];
   std::string_view file = read_thread_file(thread, "syscall", buffer, sizeof buffer);
   const std::string_view first = take_word(file);
   if (first == "running") return CallFound::runs;
   if (first.empty() || first.front() == '-') return CallFound::unknown;
+  if (!kernel_has_our_numbers()) return CallFound::unknown;
   const auto number = static_cast<long>(parse_number(first));
   const SyscallName* const call = find_syscall(number);
   if (call == nullptr) {
