@@ -60,6 +60,9 @@ def merge(gcov, include, tree):
             for name, lines in found:
                 header = headers[name]
                 for number, count, function, ways in lines:
+                    # gcov counts the head of a type that has no function in the file: no code to be run.
+                    if count == 0 and not function:
+                        continue
                     header.lines[number] += count
                     header.functions.setdefault(number, function)
                     for which, taken in enumerate(ways):

@@ -30,12 +30,19 @@ using namespace std::chrono_literals;
   lost = nullptr;
 }
 
+#if defined(LASTCALL_TEST_EMULATOR)
+// What an emulator has not yet translated takes it long, the flush of all kinds of data above all.
+constexpr auto for_who_hangs = 6s;
+#else
+constexpr auto for_who_hangs = 1s;
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "clean";
   lastcall::ShutdownOptions options;
-  options.grace_period = mode == "held" || mode == "locked" ? 1s : 60s;
+  options.grace_period = mode == "held" || mode == "locked" ? for_who_hangs : 60s;
   options.abort_margin = options.grace_period / 4;
   options.repeat_window = 0ms;
   lastcall::ShutdownCoordinator lifetime(std::move(options));
