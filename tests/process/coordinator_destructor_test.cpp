@@ -157,6 +157,27 @@ TEST_CASE("the destructor never exits the process: a third wish makes it return 
   }
 }
 
+TEST_CASE(
+    "whom an observer that throws has not told of, last words name before the destructor returns") {
+  const Ended ended = in_a_process([] {
+    {
+      ShutdownOptions options = quiet(300ms);
+      options.abort_margin = 100ms;
+      options.last_words = STDERR_FILENO;
+      options.observer = std::make_shared<support::Witness>(
+          [](const lastcall::Event&) { throw std::runtime_error("no room"); });
+      ShutdownCoordinator coordinator(options);
+      coordinator.spawn("held worker", [] { hang(); });
+    }
+    say("returned\n");
+    support::leave(6);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 6");
+  CHECK(ended.out == "returned\n");
+  CHECK(contains(ended.err, "'held worker' of stage 'service'"));
+}
+
 TEST_CASE("the destructor has the announce delay, and a SIGINT ends it") {
   ShutdownOptions options = quiet(120s);
   options.announce_delay = 100s;

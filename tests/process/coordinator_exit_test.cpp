@@ -231,18 +231,18 @@ TEST_CASE("as process 1, which no signal of its own can kill, it exits with 128 
 
 TEST_CASE("before the exit stdio and the standard streams are flushed") {
   for (const bool overruns : {false, true}) {
-    const Ended ended =
-        after_run(quiet(overruns ? 300ms : 20s), [&](ShutdownCoordinator& coordinator) {
-          std::ios::sync_with_stdio(false);
-          std::FILE* const file = ::fdopen(::dup(STDOUT_FILENO), "w");
-          std::fprintf(file, "a file, ");
-          std::cout << "cout, ";
-          std::clog << "clog, ";
-          std::cerr << std::nounitbuf << "cerr, ";
-          std::printf("stdio, ");
-          if (overruns) coordinator.spawn("stays", [] { hang(); });
-          coordinator.request_shutdown();
-        });
+    const Ended ended = after_run(quiet(overruns ? support::enough(300ms) : 20s),
+                                  [&](ShutdownCoordinator& coordinator) {
+                                    std::ios::sync_with_stdio(false);
+                                    std::FILE* const file = ::fdopen(::dup(STDOUT_FILENO), "w");
+                                    std::fprintf(file, "a file, ");
+                                    std::cout << "cout, ";
+                                    std::clog << "clog, ";
+                                    std::cerr << std::nounitbuf << "cerr, ";
+                                    std::printf("stdio, ");
+                                    if (overruns) coordinator.spawn("stays", [] { hang(); });
+                                    coordinator.request_shutdown();
+                                  });
     CHECK(ended.how == (overruns ? "exit 124" : "exit 0"));
     for (const char* const stream : {"a file, ", "cout, ", "stdio, "}) {
       INFO(stream);

@@ -38,8 +38,8 @@ bool contains(std::string_view text, std::string_view part) {
 
 ShutdownOptions quick() {
   ShutdownOptions options;
-  options.grace_period = 600ms;
-  options.abort_margin = 100ms;
+  options.grace_period = support::enough(600ms);
+  options.abort_margin = support::enough(100ms);
   options.repeat_window = 1ms;
   return options;
 }

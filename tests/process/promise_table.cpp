@@ -324,7 +324,8 @@ int run_table(std::vector<Adversary>& all, const Options& options) {
   for (const Adversary& adversary : all) {
     if (adversary.name.compare(0, options.only.size(), options.only) != 0) continue;
     if (adversary.needs.long_form && options.runs < 20 && options.only.empty()) continue;
-    if (sanitized && adversary.needs.plain_build) {
+    if ((sanitized && adversary.needs.plain_build) ||
+        (!support::emulator.empty() && adversary.needs.own_kernel)) {
       left_out.push_back(adversary.name);
       continue;
     }

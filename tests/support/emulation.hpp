@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <string>
@@ -18,6 +19,12 @@ namespace support {
 #define LASTCALL_TEST_EMULATOR ""
 #endif
 inline constexpr std::string_view emulator = LASTCALL_TEST_EMULATOR;
+
+/// A grace period whose last part is to do for stacks, report and flush: an emulator translates first what it has not
+/// run yet.
+constexpr std::chrono::milliseconds enough(std::chrono::milliseconds period) {
+  return emulator.empty() ? period : 4 * period;
+}
 
 /// The words that execute a program that was built with this one.
 inline std::vector<std::string> built(const std::string& program,

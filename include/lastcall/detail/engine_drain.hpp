@@ -318,23 +318,28 @@ class EngineDrain {
     return Next::again;
   }
 
+  // Where nobody will ever see the report, and the observer missed some of it: it hung, threw, or there was no
+  // memory for a line.
+  void say_what_was_missed() noexcept {
+    if (late_ && (observer_missed_ || engine_.log.any_lost()) &&
+        !engine_.told.load(std::memory_order_relaxed)) {
+      write_last_words(engine_, "over, and not all could be told,");
+    }
+  }
+
   // The report is made and the observer has been told: hand it over, or end the process.
   Next step_ended() {
     // If nobody has come for it the process ends, and who comes now is too late.
     Ending ending = Ending::nobody;
     if (!engine_.ending.compare_exchange_strong(ending, Ending::run, std::memory_order_acq_rel) &&
         (ending == Ending::drain || ending == Ending::destructor)) {
+      if (ending == Ending::destructor) say_what_was_missed();
       engine_.set_done(EngineState::done_with_report);
       return Next::leave;
     }
     engine_.leaving.store(true, std::memory_order_release);
     engine_.set_done(EngineState::done_with_report);
-    // Nobody will ever see the report, and the observer missed some of it: it hung, threw, or there was
-    // no memory for a line.
-    if (late_ && (observer_missed_ || engine_.log.any_lost()) &&
-        !engine_.told.load(std::memory_order_relaxed)) {
-      write_last_words(engine_, "over, and not all could be told,");
-    }
+    say_what_was_missed();
     engine_.told.store(true, std::memory_order_release);
     if (!flushed_) {
       flushed_ = true;

@@ -269,11 +269,13 @@ class EngineSignals {
   }
 
   void end_by_force() noexcept {
+    if (is_handed_over()) return;
     if (engine_.ending.load(std::memory_order_acquire) == Ending::destructor) {
+      // Its caller goes on, and gets no report.
+      write_last_words(engine_, "out of time");
       engine_.set_done(EngineState::done_without);
       return;
     }
-    if (is_handed_over()) return;
     if (!engine_.is_done() && engine_.ending.load(std::memory_order_acquire) == Ending::drain) {
       // The exit is its caller's. If even making a report hangs, this thread will be here again.
       const bool made =

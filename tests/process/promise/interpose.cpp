@@ -104,7 +104,14 @@ void operator delete(void* block, const std::nothrow_t&) noexcept { std::free(bl
 
 extern "C" {
 int clock_gettime(clockid_t clock, timespec* out) noexcept {
-  const long result = ::syscall(SYS_clock_gettime, clock, out);
+#if defined(SYS_clock_gettime64)
+  // A processor of 32 bits, with 64 bits of time if libc was told so.
+  constexpr long call =
+      sizeof(out->tv_sec) > sizeof(long) ? SYS_clock_gettime64 : SYS_clock_gettime;
+#else
+  constexpr long call = SYS_clock_gettime;
+#endif
+  const long result = ::syscall(call, clock, out);
   if (result == 0 && clock == CLOCK_REALTIME) out->tv_sec += promise::wall_clock_off.load();
   return static_cast<int>(result);
 }

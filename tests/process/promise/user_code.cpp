@@ -101,7 +101,7 @@ void abort_callback_hangs(Stand& stand) {
 // The timer thread is gone for good; the tree still has timers in it.
 void deadline_callback_hangs(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
-  CancellationSource soon(lifetime.token(), 5ms);
+  CancellationSource soon(lifetime.token(), 100ms);
   CancellationSource later(lifetime.token(), 1h);
   const CancellationCallback held(soon.token(), [&stand] {
     stand.ready();

@@ -1,4 +1,5 @@
 // Workers that don't come back, each held by something else.
+#include "../../support/emulation.hpp"
 #include "adversary.hpp"
 
 #include <arpa/inet.h>
@@ -238,24 +239,32 @@ void add_workers(std::vector<Adversary>& all) {
 #else
   const auto in = [](const char* what) { return what; };
 #endif
-  held("worker in read()", in_read, in("read("));
+  // Under an emulator the kernel's own functions are told, which have other names than these.
+  const auto call = [in](const char* name) {
+    return support::emulator.empty() ? in(name) : nullptr;
+  };
+  held("worker in read()", in_read, call("read("));
   held("worker in accept()", in_accept, in("accept"));
   held("worker in futex()", in_futex, in("futex"));
   held("worker in pthread_mutex_lock()", on_mutex, in("futex"));
   held("worker in a spin", in_a_spin, in("running"));
-  held("worker in sleep(1e6)", in_sleep, in("clock_nanosleep"));
+  held("worker in sleep(1e6)", in_sleep, call("clock_nanosleep"));
 #if defined(LASTCALL_TSAN)
   held("worker in vfork()", in_vfork, nullptr);  // which it turns into fork()
 #else
   held("worker in vfork()", in_vfork, in("vfork"));
 #endif
+  all.back().needs.own_kernel = true;
   held("worker stopped by ptrace", stopped_by_tracer, in("stopped by a debugger"));
-  held("worker waits for a forked child", forks_a_child_that_stays, in("wait4"));
+  all.back().needs.own_kernel = true;
+  held("worker waits for a forked child", forks_a_child_that_stays, call("wait4"));
   held("worker forks all the time", forks_all_the_time, nullptr);
   held("workers, 8, in a spin", spinners, in("running"));
-  held("workers, 2000, held", many, nullptr);
-  leaves("workers, 2000, that leave", many_that_leave);
-  all.back().bound = Bound::grace;
+  if constexpr (sizeof(void*) >= 8) {  // there are addresses for their stacks
+    held("workers, 2000, held", many, nullptr);
+    leaves("workers, 2000, that leave", many_that_leave);
+    all.back().bound = Bound::grace;
+  }
   held("guards, 37 of them unnamed", many_guards_without_names, nullptr);
   all.back().says = {"37 unnamed", "held guard"};
   leaves("worker leaves by pthread_exit()", leaves_by_pthread_exit);
