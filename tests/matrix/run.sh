@@ -4,6 +4,7 @@
 #   bash tests/matrix/run.sh                  every row
 #   bash tests/matrix/run.sh gcc14 s390x      these rows
 #   bash tests/matrix/run.sh --full gcc14     all unit and process tests, and not only the bricks'
+#   bash tests/matrix/run.sh --headers gcc14  the headers alone, and no tests
 #   bash tests/matrix/run.sh --here portable  on this machine as it is, without a chroot
 #   bash tests/matrix/run.sh --list           what there is
 #
@@ -127,6 +128,7 @@ catch2_from_source() {
 # Builds and runs unit and process tests. The rest of the arguments goes to cmake.
 run_tests() {
   local targets="" unit process names without="" first ran all list
+  [ "$full" != headers ] || return 0
   cmake -S "$source_dir" -B "$work/build" -G "Unix Makefiles" -DCMAKE_CXX_STANDARD="$standard" \
     -DCMAKE_CXX_COMPILER="${compiler%% *}" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g0" \
     -DLASTCALL_BUILD_EXAMPLES=OFF "$@"
@@ -380,6 +382,7 @@ main() {
         exit 0
         ;;
       --full) full=yes ;;
+      --headers) full=headers ;;
       --here) on_this_machine=yes ;;
       --inside)
         build_root=/matrix

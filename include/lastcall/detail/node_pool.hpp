@@ -26,6 +26,7 @@
 // Linux: where thread_local is made of a pthread key, it may be gone before our own key's destructor runs.
 #pragma once
 
+#include <lastcall/detail/config.hpp>
 #include <lastcall/detail/owned.hpp>
 #include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/spin_bit.hpp>
@@ -40,8 +41,7 @@
 #include <new>
 #include <utility>
 
-#if defined(__linux__) && !defined(__ANDROID__) && !defined(LASTCALL_ASAN) && \
-    !defined(LASTCALL_TSAN)
+#if LASTCALL_LINUX && !defined(__ANDROID__) && !defined(LASTCALL_ASAN) && !defined(LASTCALL_TSAN)
 #define LASTCALL_HAS_NODE_POOL 1
 #else
 #define LASTCALL_HAS_NODE_POOL 0
@@ -323,11 +323,16 @@ class BlockPool {
     }
   }
   static char* map(std::size_t bytes) noexcept {
+#if LASTCALL_HAS_NODE_POOL
     const int saved = errno;
     void* const room =
         ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     errno = saved;
     return room == MAP_FAILED ? nullptr : static_cast<char*>(room);
+#else
+    static_cast<void>(bytes);  // POSIX has no memory without a file
+    return nullptr;
+#endif
   }
   static std::size_t bytes_beyond(const char* room) noexcept {
     return reinterpret_cast<std::uintptr_t>(room) & (slab_bytes - 1);
