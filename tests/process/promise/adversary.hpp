@@ -90,8 +90,9 @@ enum class Streams {
 /// What it can't run without, and where it makes no sense.
 struct Needs {
   bool plain_build = false;  // it meddles with what sanitizers meddle with
-  bool own_kernel = false;   // what an emulator of a processor doesn't hand on: vfork(), ptrace()
-  bool long_form = false;    // it takes long: only with --runs 20 and more, or when it is asked for
+  bool own_kernel =
+      false;  // what an emulator of a processor has not: vfork(), ptrace(), RLIMIT_AS, its time
+  bool long_form = false;  // it takes long: only with --runs 20 and more, or when it is asked for
 };
 
 struct Adversary {

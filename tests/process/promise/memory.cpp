@@ -168,6 +168,9 @@ void add_memory(std::vector<Adversary>& all) {
     adversary.body = body;
     adversary.bound = bound;
     adversary.needs.plain_build = true;  // sanitizers need memory of their own
+    adversary.needs.own_kernel = body == memory_gone || body == memory_gone_at_request ||
+                                 body == memory_gone_and_everybody_throws ||
+                                 body == memory_gone_and_worker_held;  // by RLIMIT_AS
     all.push_back(std::move(adversary));
     return all.back();
   };

@@ -386,7 +386,9 @@ void add_process_wide(std::vector<Adversary>& all) {
   Adversary& slow = add("throttled to a fifth", "exit 124", {"held worker"}, throttled);
   slow.extra = 300ms;  // throttled for up to 80 ms at a time, at every step
   slow.clean_up = remove_cgroup;
-  add("nice 19 beside a busy process", "exit 124", {"held worker"}, starved).extra = 300ms;
+  Adversary& nice = add("nice 19 beside a busy process", "exit 124", {"held worker"}, starved);
+  nice.extra = 300ms;
+  nice.needs.own_kernel = true;
   add("timer slack of 5 s", "exit 124", {"held worker"}, lazy_timers);
   add("256 MiB to be given back", "exit 124", {"held worker"}, much_memory);
   Adversary& forward =
