@@ -61,8 +61,8 @@ class ShutdownCoordinator {
 
   /// If nobody asked, asks ("coordinator destroyed") and drains as drain() does; then puts every
   /// disposition back. Never throws, never exits the process. After an overrun it neither joins nor
-  /// terminates: what stragglers use outlives it. Whom the observer could not be told of by then is named on
-  /// options.last_words.
+  /// terminates: what stragglers use outlives it. Stragglers that the observer could not be told of
+  /// are named on options.last_words.
   ~ShutdownCoordinator() {
     if (state().owner != ::getpid()) {
       engine_->keep_for_ever();  // the child of a fork: the threads are the parent's

@@ -157,7 +157,8 @@ TEST_CASE("a coordinator's process may fork, and the child may have one of its o
 
 namespace {
 
-// In a function of its own: nothing of the caller's is in registers that the child, which has this stack, uses.
+// In a function of its own, so that the child, which runs on this stack, can't change what the caller keeps in
+// registers.
 [[gnu::noinline]] pid_t start_by_vfork(char* const* words) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"

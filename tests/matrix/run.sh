@@ -108,6 +108,7 @@ compile_headers() {
 # Built once, in few pieces. The rest of the arguments goes to cmake.
 catch2_from_source() {
   local root=$build_root/catch2
+  [ "$full" != headers ] || return 0
   if [ ! -e "$root/source/CMakeLists.txt" ]; then
     rm -rf "$root/source"
     mkdir -p "$root/source" "$root/download"

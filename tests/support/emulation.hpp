@@ -4,6 +4,10 @@
 
 #include <unistd.h>
 
+#if __has_include(<sys/syscall.h>)
+#include <sys/syscall.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -50,10 +54,15 @@ inline std::vector<std::string> this_program(const std::vector<std::string>& arg
 /// Whether that is told of a thread in pause(). Some processors have no such system call, and libc makes ppoll()
 /// of it. Where the calls of an emulator's kernel can't be told, its functions are, whose names have that in them.
 inline bool tells_pause(std::string_view told) {
-  for (const std::string_view part : {"pause", "poll", emulator.empty() ? "pause" : "suspend"}) {
-    if (told.find(part) != std::string_view::npos) return true;
-  }
-  return false;
+  const auto tells = [told](std::string_view part) {
+    return told.find(part) != std::string_view::npos;
+  };
+  if (!emulator.empty()) return tells("pause") || tells("poll") || tells("suspend");
+#if defined(SYS_ppoll) && !defined(SYS_pause)
+  return tells("ppoll");
+#else
+  return tells("pause");
+#endif
 }
 
 /// What a program that was built with this one wrote on stderr, without what its emulator has to say of its end.

@@ -406,10 +406,12 @@ TEST_CASE("A spinning thread has a stack, and its errno is its own") {
   CHECK(changed == 0);
 }
 
+#if !defined(__arm__)  // there it ends at once, in what asks: see stack_capture.hpp
 TEST_CASE("A thread can take its own stack") {
   const std::vector<std::string> stack = stack_of(support::thread_id());
   CHECK(stack.size() > (support::under_tsan ? 0U : 3U));
 }
+#endif
 
 TEST_CASE("A thread that is named twice has its stack twice") {
   const Reader reader;

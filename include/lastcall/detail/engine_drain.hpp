@@ -322,7 +322,7 @@ class EngineDrain {
   // memory for a line.
   void say_what_was_missed() noexcept {
     if (late_ && (observer_missed_ || engine_.log.any_lost()) &&
-        !engine_.told.load(std::memory_order_relaxed)) {
+        !engine_.told.load(std::memory_order_relaxed) && engine_.begin_words()) {
       write_last_words(engine_, "over, and not all could be told,");
     }
   }

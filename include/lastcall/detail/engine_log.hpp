@@ -15,7 +15,7 @@
 
 namespace lastcall::detail {
 
-/// Ends the story with `end`, in the place of such an event that is there.
+/// Appends `end`; an event of that kind and name that is there already is removed.
 inline void end_story(std::vector<Event>& story, Event end) {
   std::erase_if(story, [&end](const Event& event) {
     return event.kind == end.kind && event.name == end.name;

@@ -262,18 +262,29 @@ class EngineSignals {
            engine_.ending.load(std::memory_order_acquire) == Ending::drain &&
            !engine_.taken_over.load(std::memory_order_acquire);
   }
+  // Whoever is about to be done, a report or the last words in hand, has a moment more.
   Clock::time_point forced_at() const noexcept {
-    const Clock::duration more =
-        drain_is_late() ? std::chrono::milliseconds(50) : Clock::duration();
+    const Clock::duration more = drain_is_late() || engine_.are_words_being_said()
+                                     ? std::chrono::milliseconds(50)
+                                     : Clock::duration();
     return time_after(engine_.hard_end(), more);
+  }
+
+  // False: the drain thread has just begun to say them, and has a moment.
+  bool say_last_words() noexcept {
+    if (engine_.begin_words()) {
+      write_last_words(engine_, "out of time");
+    } else if (Clock::now() < forced_at()) {
+      return false;
+    }
+    return true;
   }
 
   void end_by_force() noexcept {
     if (is_handed_over()) return;
     if (engine_.ending.load(std::memory_order_acquire) == Ending::destructor) {
       // Its caller goes on, and gets no report.
-      write_last_words(engine_, "out of time");
-      engine_.set_done(EngineState::done_without);
+      if (say_last_words()) engine_.set_done(EngineState::done_without);
       return;
     }
     if (!engine_.is_done() && engine_.ending.load(std::memory_order_acquire) == Ending::drain) {
@@ -284,9 +295,12 @@ class EngineSignals {
       return;
     }
     int code = engine_.exit_code.load(std::memory_order_acquire);
-    // Once all has been told there may only be the flush left, which hangs.
-    const bool told = engine_.told.load(std::memory_order_acquire);
-    write_last_words(engine_, "out of time", told ? LastWords::calls : LastWords::everybody);
+    if (engine_.told.load(std::memory_order_acquire)) {
+      // There may only be the flush left, which hangs.
+      write_last_words(engine_, "out of time", LastWords::calls);
+    } else if (!say_last_words()) {
+      return;
+    }
     if (code == EngineState::no_exit_code) code = engine_.options.exit_codes.overrun;
     leave(code);
   }

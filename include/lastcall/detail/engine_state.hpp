@@ -250,9 +250,10 @@ struct EngineState final : StageHost {
   Word done{not_done};
   static constexpr int no_exit_code = std::numeric_limits<int>::min();
   std::atomic<int> exit_code{no_exit_code};  // set before done_with_report
-  std::atomic<bool> taken_over{false};  // done_without, and drain() has made a report of its own
-  std::atomic<bool> told{false};        // the observer has been told all that the report says
-  std::atomic<bool> leaving{false};     // somebody is flushing, and then ends the process
+  std::atomic<bool> taken_over{false};   // done_without, and drain() has made a report of its own
+  std::atomic<bool> told{false};         // the observer has been told all that the report says
+  std::atomic<bool> leaving{false};      // somebody is flushing, and then ends the process
+  std::atomic<bool> words_begun{false};  // somebody says the last words: see begin_words()
 
   EngineLog log;
   std::atomic<std::size_t> spawned_in{0};  // spawned tasks of all stages, for stop_when_idle
@@ -480,6 +481,15 @@ struct EngineState final : StageHost {
   }
 
   bool is_done() const noexcept { return done.load(std::memory_order_acquire) != not_done; }
+
+  /// True for the first, who says the last words: the drain thread, for an observer that missed something, or the
+  /// signal thread, for a drain thread that is late. (A third wish is said in any case.)
+  bool begin_words() noexcept { return !words_begun.exchange(true, std::memory_order_acq_rel); }
+  /// Whether they are being said, by the drain thread. Afterwards it says so in one of the two ways.
+  bool are_words_being_said() const noexcept {
+    return words_begun.load(std::memory_order_acquire) && !told.load(std::memory_order_acquire) &&
+           (leaving.load(std::memory_order_acquire) || !is_done());
+  }
 
   void set_done(std::uint32_t how) noexcept {
     std::uint32_t before = not_done;

@@ -1,4 +1,5 @@
-// What a forced end still says: the names of those who are in, by bare write(2).
+// What an end still says that had no time for more, or no observer that took it: the names of those who are in, by
+// bare write(2).
 #pragma once
 
 #include <lastcall/detail/engine_state.hpp>

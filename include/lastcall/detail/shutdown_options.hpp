@@ -47,7 +47,8 @@ struct ShutdownOptions {
   ExitCodes exit_codes;
   /// Gets every event; null: silent.
   std::shared_ptr<Observer> observer = stderr_observer();
-  /// Where a forced end names its stragglers by bare write(2); -1: nowhere.
+  /// Where stragglers are named by bare write(2), if the end is forced or the observer could not be told of them;
+  /// -1: nowhere.
   int last_words = STDERR_FILENO;
 };
 

@@ -22,7 +22,7 @@
 //
 // Where a stack ends early. On 32-bit ARM the ABI gives functions that can't throw no entry to go on by, unless
 // they are compiled with -funwind-tables: a stack ends at the first of them. So the handler and what it calls on
-// its way to the unwinder are not noexcept; nothing that they call throws.
+// its way to the unwinder are not noexcept; nothing that they call throws. With -fno-exceptions no function has one.
 //
 // Turning addresses into names is a second step, since it allocates and takes the loader's lock
 // (dladdr): symbolise(). describe_frame() does without both, and without names.

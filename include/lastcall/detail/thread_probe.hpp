@@ -126,20 +126,23 @@ inline bool tells_other_numbers(std::string_view own_file) noexcept {
   return parse_number(first) != static_cast<std::uint64_t>(SYS_read);
 }
 
-inline constinit std::atomic<bool> knows_of_numbers{false};
-inline constinit std::atomic<bool> has_other_numbers{false};
+enum class Numbers : signed char { unknown, ours, others };
+inline constinit std::atomic<Numbers> kernel_numbers{Numbers::unknown};
 
-/// Whether the kernel counts system calls as this program does. Looks once.
+/// Whether the kernel counts system calls as this program does, as far as read(2) shows (an old processor's under
+/// another old one's may be the same there). Looks until it has seen it once.
 inline bool kernel_has_our_numbers() noexcept {
-  // acquire, release: who finds that it is known reads what. Two that look at once find the same.
-  if (!knows_of_numbers.load(std::memory_order_acquire)) {
+  // relaxed: it is all that there is to know, and two that look at once find the same.
+  Numbers known = kernel_numbers.load(std::memory_order_relaxed);
+  if (known == Numbers::unknown) {
     char buffer[256];
-    has_other_numbers.store(tells_other_numbers(read_thread_file(current_thread_id(), "syscall",
-                                                                 buffer, sizeof buffer)),
-                            std::memory_order_relaxed);
-    knows_of_numbers.store(true, std::memory_order_release);
+    const std::string_view file =
+        read_thread_file(current_thread_id(), "syscall", buffer, sizeof buffer);
+    if (file.empty()) return true;  // it doesn't tell: nor of others
+    known = tells_other_numbers(file) ? Numbers::others : Numbers::ours;
+    kernel_numbers.store(known, std::memory_order_relaxed);
   }
-  return !has_other_numbers.load(std::memory_order_relaxed);
+  return known == Numbers::ours;
 }
 
 /// Adds the kernel's function that the thread sleeps in; false if the kernel doesn't tell.

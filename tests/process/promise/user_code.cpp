@@ -101,6 +101,7 @@ void abort_callback_hangs(Stand& stand) {
 // The timer thread is gone for good; the tree still has timers in it.
 void deadline_callback_hangs(Stand& stand) {
   ShutdownCoordinator lifetime(stand.options());
+  // Long enough for the callback to be there before: registered later it would run, and hang, in main.
   CancellationSource soon(lifetime.token(), 100ms);
   CancellationSource later(lifetime.token(), 1h);
   const CancellationCallback held(soon.token(), [&stand] {
