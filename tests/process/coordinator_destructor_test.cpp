@@ -178,25 +178,32 @@ TEST_CASE(
   CHECK(contains(ended.err, "'held worker' of stage 'service'"));
 }
 
-// Naming so many takes longer than there is until the signal thread would do it.
+// The drain thread begins to say them at about the time at which the signal thread would, and is at it for long.
 TEST_CASE("the last words before a destructor returns are said once, however many are in") {
-  const Ended ended = in_a_process([] {
-    {
-      ShutdownOptions options = quiet(300ms);
-      options.abort_margin = 100ms;
-      options.last_words = STDERR_FILENO;
-      options.observer = std::make_shared<support::Witness>(
-          [](const lastcall::Event&) { throw std::runtime_error("no room"); });
-      std::vector<WaitGroup::Guard> guards;
-      ShutdownCoordinator coordinator(options);
-      for (int number = 0; number < 5000; ++number) guards.push_back(coordinator.enter("guard"));
-      coordinator.spawn("held worker", [] { hang(); });
-    }
-    support::leave(6);
-  });
-  INFO(ended.err.substr(0, 300));
-  CHECK(ended.how == "exit 6");
-  CHECK(support::count_of(ended.err, "; still in:") == 1);
+  for (auto moment = 276ms; moment <= 300ms; moment += 4ms) {
+    const Ended ended = in_a_process([moment] {
+      {
+        ShutdownOptions options = quiet(300ms);
+        options.abort_margin = 100ms;
+        options.last_words = STDERR_FILENO;
+        const Stopwatch watch;
+        options.observer = std::make_shared<support::Witness>([&](const lastcall::Event& event) {
+          if (event.name == "finished" && watch.elapsed() < moment) {
+            std::this_thread::sleep_for(moment - watch.elapsed());
+          }
+          throw std::runtime_error("no room");
+        });
+        std::vector<WaitGroup::Guard> guards;
+        ShutdownCoordinator coordinator(options);
+        for (int number = 0; number < 2000; ++number) guards.push_back(coordinator.enter("guard"));
+        coordinator.spawn("held worker", [] { hang(); });
+      }
+      support::leave(6);
+    });
+    INFO(moment.count() << " ms: " << ended.err.substr(0, 300));
+    CHECK(ended.how == "exit 6");
+    CHECK(support::count_of(ended.err, "; still in:") == 1);
+  }
 }
 
 TEST_CASE("the destructor has the announce delay, and a SIGINT ends it") {
