@@ -99,8 +99,6 @@ void expect_named(const ShutdownReport& report, std::string_view name, std::stri
   expect(support::tells_pause(straggler->waiting_in),
          "where it waits, but " + straggler->waiting_in, from);
   if (!support::under_sanitizer) expect(!straggler->stack.empty(), "its stack", from);
-#else
-  static_cast<void>(waiting_in);
 #endif
 }
 
@@ -141,6 +139,53 @@ TEST_CASE(
         expect_line(report, "stage ok second");
         expect_equal(report.stragglers.size(), std::size_t{1}, "stragglers");
         expect_named(report, "hangs", "service");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+namespace {
+
+struct WhatHangs : std::exception {
+  const char* what() const noexcept override { hang(); }
+};
+struct DestructorHangs {
+  DestructorHangs() = default;
+  DestructorHangs(const DestructorHangs&) = default;
+  ~DestructorHangs() { hang(); }
+};
+
+}  // namespace
+
+TEST_CASE("a hook that throws something whose what() hangs is abandoned, and the rest still run") {
+  Diary diary;
+  const Ended ended = drained(
+      options_with_stages(),
+      [&](ShutdownCoordinator& coordinator) {
+        coordinator.on_stop("hangs", [] { throw WhatHangs(); });
+        coordinator.on_stop("after", diary.entry("after"));
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect(diary.text() == "after\n", diary.text());
+        expect_line(report, "hook overran service/hangs");
+        expect_named(report, "hangs", "service");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("an observer that throws something whose destructor hangs is abandoned and named") {
+  Diary diary;
+  ShutdownOptions options = options_with_stages();
+  options.observer =
+      std::make_shared<support::Witness>([](const lastcall::Event&) { throw DestructorHangs(); });
+  const Ended ended = drained(
+      options,
+      [&](ShutdownCoordinator& coordinator) { coordinator.on_stop("hook", diary.entry("hook")); },
+      [&](const ShutdownReport& report) {
+        expect(diary.text() == "hook\n", diary.text());
+        expect(support::find_straggler(report.stragglers, "the observer") != nullptr, "who hangs");
       });
   INFO(ended.err);
   CHECK(ended.how == "exit 0");

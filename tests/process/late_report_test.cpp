@@ -1,5 +1,6 @@
 // A drain thread that hangs where nobody can take over from it, in an allocation of its own: who comes for the end
-// has a report all the same, and if nobody can have one, last words name whoever is in.
+// has a report all the same, and if nobody can have one, last words name whoever is in. So they do if it is refused
+// an allocation.
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
 #include "support/process.hpp"
@@ -11,6 +12,7 @@
 #include <cstdlib>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 using lastcall::Outcome;
@@ -28,9 +30,10 @@ using namespace std::chrono_literals;
 
 namespace {
 
-// How many allocations the thread that sets it still gets; the next one never returns. Negative: all.
+// How many allocations the thread that sets it still gets; the next one never returns, or throws. Negative: all.
 thread_local int allocations_left = -1;
-std::atomic<bool> has_hung{false};
+thread_local bool throws_once = false;
+std::atomic<bool> all_hang{false};
 
 // With the observer and the last words that one has without a choice.
 ShutdownOptions short_of_time() {
@@ -41,41 +44,44 @@ ShutdownOptions short_of_time() {
 }
 
 // Each operator new of the drain thread after the last hook in turn (those for more than usual alignment left out):
-// `body` in a process whose drain thread hangs in it; several at once, since they do little but wait. Exit 9: it hung;
-// exit 0: there was none left to hang in.
+// `body` in a process whose drain thread hangs in it, or is refused it; several at once, since they do little but wait.
+// Until there is none left: what it is says so on stdout.
 template <class Body, class Check>
 void sweep(Body body, Check check) {
   constexpr int most = 400;
   constexpr int at_once = 10;
   int allocations = 0;
-  bool any_hung = true;
-  while (any_hung && allocations < most) {
-    any_hung = false;
+  bool any_refused = true;
+  while (any_refused && allocations < most) {
+    any_refused = false;
     std::vector<Child> children;
     for (int more = 0; more < at_once; ++more) {
       children.push_back(Child::run([&body, left = allocations + more] {
         body(left);
-        support::leave(has_hung ? 9 : 0);
+        support::leave(0);
       }));
     }
     for (Child& child : children) {
       const Ended ended = child.end();
       INFO("after " << allocations << " allocations: " << ended.err);
       check(ended);
-      any_hung = any_hung || ended.how != "exit 0";
+      any_refused = any_refused || contains(ended.out, "refused ");
       ++allocations;
     }
   }
   CHECK(allocations > at_once);
-  CHECK_FALSE(any_hung);
+  CHECK_FALSE(any_refused);
 }
 
 }  // namespace
 
 [[gnu::noinline]] void* operator new(std::size_t size) {
+  if (all_hang) support::hang();
   if (allocations_left == 0) {
-    has_hung = true;
-    support::hang();
+    support::say("refused ");
+    if (!throws_once) support::hang();
+    allocations_left = -1;
+    throw std::bad_alloc();
   }
   if (allocations_left > 0) --allocations_left;
   if (void* const block = std::malloc(size == 0 ? 1 : size)) return block;
@@ -104,13 +110,10 @@ TEST_CASE("whichever allocation holds the drain thread, drain() returns a report
         expect(support::find_straggler(report.stragglers, "held worker") != nullptr, "who hangs");
       },
       [&late](const Ended& ended) {
-        late += ended.out == "late" ? 1 : 0;
+        late += contains(ended.out, "late") ? 1 : 0;
         // If it has the list of events locked there can be no report, and the process has ended.
-        if (ended.how == "exit 124") {
-          CHECK(contains(ended.err, "held worker"));
-        } else {
-          CHECK((ended.how == "exit 0" || ended.how == "exit 9"));
-        }
+        CHECK((ended.how == "exit 0" ||
+               (ended.how == "exit 124" && contains(ended.err, "held worker"))));
       });
   CHECK(late > 0);
 }
@@ -126,10 +129,74 @@ TEST_CASE(
       },
       [&late](const Ended& ended) {
         late += contains(ended.err, "lastcall: out of time") ? 1 : 0;
-        CHECK((ended.how == "exit 0" || ended.how == "exit 9"));
-        if (ended.how == "exit 9") CHECK(contains(ended.err, "held worker"));
+        CHECK(ended.how == "exit 0");
+        CHECK(contains(ended.err, "held worker"));
       });
   CHECK(late > 0);
+}
+
+namespace {
+
+void throw_once_after(int allocations) {
+  throws_once = true;
+  allocations_left = allocations;
+}
+
+}  // namespace
+
+TEST_CASE("whichever allocation is refused to the drain thread, whoever is in is named") {
+  for (const bool runs : {true, false}) {
+    sweep(
+        [runs](int allocations) {
+          ShutdownCoordinator coordinator(short_of_time());
+          coordinator.spawn("held worker", [] { support::hang(); });
+          coordinator.on_stop("hook", [allocations] { throw_once_after(allocations); });
+          coordinator.request_shutdown();
+          if (runs) coordinator.run();
+        },
+        [runs](const Ended& ended) {
+          CHECK(ended.how == (runs ? "exit 124" : "exit 0"));
+          CHECK(contains(ended.err, "held worker"));
+        });
+  }
+}
+
+TEST_CASE("whichever allocation is refused to the drain thread, its report has whoever is in") {
+  sweep(
+      [](int allocations) {
+        ShutdownCoordinator coordinator(short_of_time());
+        coordinator.spawn("held worker", [] { support::hang(); });
+        coordinator.on_stop("hook", [allocations] { throw_once_after(allocations); });
+        coordinator.request_shutdown();
+        const ShutdownReport report = coordinator.drain();
+        expect(report.outcome == Outcome::overrun, "an overrun");
+        expect(support::find_straggler(report.stragglers, "held worker") != nullptr, "who hangs");
+      },
+      [](const Ended& ended) { CHECK(ended.how == "exit 0"); });
+}
+
+TEST_CASE("a run() that comes while drain() makes a late report ends with it") {
+  for (const std::chrono::milliseconds moment : {0ms, 310ms, 325ms, 340ms, 360ms}) {
+    const support::Stopwatch watch;
+    const Ended ended = support::in_a_process([moment] {
+      const support::Stopwatch since;
+      ShutdownCoordinator coordinator(short_of_time());
+      coordinator.spawn("held worker", [] { support::hang(); });
+      coordinator.on_stop("takes the allocator", [] { all_hang = true; });
+      std::thread other([&] {
+        coordinator.token().wait();
+        if (moment > since.elapsed()) std::this_thread::sleep_for(moment - since.elapsed());
+        coordinator.run();
+      });
+      coordinator.request_shutdown();
+      static_cast<void>(coordinator.drain());
+      support::leave(5);
+    });
+    INFO(moment.count() << " ms: " << ended.err);
+    CHECK(ended.how == "exit 124");
+    CHECK(contains(ended.err, "held worker"));
+    CHECK(watch.elapsed() < 300ms + support::slack);
+  }
 }
 
 #endif

@@ -281,17 +281,8 @@ class EngineDrain {
     }
     if ((out && main_here) || now >= engine_.wait_until()) {
       late_ = !out || !main_here;
-      LASTCALL_TRY {
-        if (!out) report_.stragglers = who_is_in(engine_, &engine_.sections[driver_]);
-        if (!main_here) {
-          report_.stragglers.push_back(
-              straggler_of("main", "", {}, engine_.requested_at.load(), engine_.main_thread));
-        }
-        // The time to the end is for three: these questions, the stacks, and telling it all.
-        const Clock::duration left = std::max(engine_.end_at.load() - now, Clock::duration::zero());
-        ask_kernel(report_.stragglers, now + left / 4);
-      }
-      LASTCALL_CATCH(...) {}
+      main_missing_ = !main_here;
+      list_stragglers();
       at_ = At::naming;
       return Next::again;
     }
@@ -300,7 +291,24 @@ class EngineDrain {
     return wait_for_bell(std::min(engine_.wait_until(), now + std::chrono::milliseconds(5)));
   }
 
+  void list_stragglers() noexcept {
+    LASTCALL_TRY {
+      if (!everybody_out()) report_.stragglers = who_is_in(engine_, &engine_.sections[driver_]);
+      if (main_missing_) {
+        report_.stragglers.push_back(
+            straggler_of("main", "", {}, engine_.requested_at.load(), engine_.main_thread));
+      }
+      // The time to the end is for three: these questions, the stacks, and telling it all.
+      const Clock::time_point now = Clock::now();
+      const Clock::duration left = std::max(engine_.end_at.load() - now, Clock::duration::zero());
+      ask_kernel(report_.stragglers, now + left / 4);
+    }
+    LASTCALL_CATCH(...) { engine_.log.note_lost(); }
+  }
+
   Next step_naming() {
+    // There was no memory a moment ago, and may be some now.
+    if (late_ && report_.stragglers.empty()) list_stragglers();
     at_ = At::telling;
     const Clock::duration left = engine_.end_at.load() - Clock::now();
     return name_stacks(report_.stragglers, left / 2) ? Next::again : Next::leave;
@@ -308,12 +316,10 @@ class EngineDrain {
 
   Next step_telling() {
     at_ = At::ended;
-    LASTCALL_TRY {
-      for (const Straggler& straggler : report_.stragglers) {
-        add_straggler(straggler, EventResult::overran);
-      }
+    for (const Straggler& straggler : report_.stragglers) {
+      LASTCALL_TRY { add_straggler(straggler, EventResult::overran); }
+      LASTCALL_CATCH(...) { engine_.log.note_lost(); }
     }
-    LASTCALL_CATCH(...) {}
     finish();
     return Next::again;
   }
@@ -473,11 +479,16 @@ class EngineDrain {
     hook_name_ = &hook.name;
     hook_begun_ = Clock::now();
     std::exception_ptr error;
-    const bool mine = guarded(hook_call_, hook.name.c_str(), stage_, patience(stage_->deadline_),
-                              [&] { error = thrown_by(hook.run); });
+    std::string detail;
+    // what() is the user's, too.
+    const bool mine =
+        guarded(hook_call_, hook.name.c_str(), stage_, patience(stage_->deadline_), [&] {
+          error = thrown_by(hook.run);
+          if (error) thrown_by([&] { detail = describe_exception(error); });
+        });
     if (!mine) return false;
     hook_name_ = nullptr;
-    note_hook(stage_->name(), hook.name, error, hook_begun_);
+    note_hook(hook.name, error, detail);
     return true;
   }
 
@@ -514,17 +525,15 @@ class EngineDrain {
     return std::max(deadline, now + slice);
   }
 
-  void note_hook(std::string_view stage, const std::string& name, const std::exception_ptr& error,
-                 Clock::time_point begin) noexcept {
+  void note_hook(const std::string& name, const std::exception_ptr& error,
+                 const std::string& detail) noexcept {
     LASTCALL_TRY {
-      std::string detail;
       if (error) {
         engine_.log.note_failed();  // there may be no memory for more
-        detail = describe_exception(error);
         engine_.log.add_failure(name, error);
       }
-      note(EventKind::hook, error ? EventResult::failed : EventResult::ok, stage, name, detail,
-           begin, Clock::now());
+      note(EventKind::hook, error ? EventResult::failed : EventResult::ok, stage_->name(), name,
+           detail, hook_begun_, Clock::now());
     }
     LASTCALL_CATCH(...) {}
   }
@@ -641,18 +650,20 @@ class EngineDrain {
       bool wants_status = false;
       Observer* const observer = observer_;
       const Clock::time_point since = engine_.requested_at.load();
-      std::exception_ptr error;
+      bool threw = false;
       const bool mine = guarded(Calling::observer, the_observer, stage_, observer_deadline(), [&] {
-        error = thrown_by([&] {
+        // What it throws is destroyed in here: that is the user's, too.
+        const std::exception_ptr error = thrown_by([&] {
           if (announce) {
             observer->on_request(since);
             wants_status = observer->wants_status();
           }
           observer->on_event(event);
         });
+        threw = error != nullptr;
       });
       if (!mine) return false;
-      if (error) observer_missed_ = true;
+      if (threw) observer_missed_ = true;
       if (announce) {
         observer_knows_ = true;
         wants_status_ = wants_status;
@@ -822,6 +833,7 @@ class EngineDrain {
   bool shared_out_ = false;      // the stage's deadline takes the abort into account
   bool callbacks_owed_ = false;  // the stage's token could not be cancelled in time for them
   bool late_ = false;            // somebody was still in at the end
+  bool main_missing_ = false;    // it had not come for it
   bool observer_missed_ = false;
   bool thread_ended_ = false;  // by itself, in what it was calling
   static constexpr std::size_t most_repeats_told = 50;

@@ -256,10 +256,11 @@ class EngineSignals {
     return engine_.is_done() && !engine_.leaving.load(std::memory_order_acquire) &&
            !drain_is_late();
   }
-  // drain() has to do without the drain thread, and is making a report of its own.
+  // drain() has to do without the drain thread, and is making a report of its own; a run() that came after it waits
+  // for that.
   bool drain_is_late() const noexcept {
     return engine_.done.load(std::memory_order_acquire) == EngineState::done_without &&
-           engine_.ending.load(std::memory_order_acquire) == Ending::drain &&
+           engine_.ending.load(std::memory_order_acquire) != Ending::destructor &&
            !engine_.taken_over.load(std::memory_order_acquire);
   }
   // Whoever is about to be done, a report or the last words in hand, has a moment more.

@@ -120,6 +120,8 @@ inline void* interrupted_at(const void* context) noexcept {
   return reinterpret_cast<void*>(machine.pc);
 #elif defined(__arm__)
   return reinterpret_cast<void*>(machine.arm_pc);
+#elif defined(__s390x__)
+  return reinterpret_cast<void*>(machine.psw.addr);
 #elif defined(__riscv)
   return reinterpret_cast<void*>(machine.__gregs[REG_PC]);
 #else
