@@ -7,6 +7,7 @@
 #include "support/process.hpp"
 #include "support/threads.hpp"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -36,6 +37,29 @@ using support::quiet;
 using support::say;
 using support::slack;
 using support::Stopwatch;
+
+namespace {
+
+// Handlers run in the reverse order of their registration: so this one, called before the first coordinator is
+// made, runs when the library's own has taken the lock that it keeps across the fork.
+std::atomic<bool> fork_hangs{false};
+void let_forks_hang() {
+  ::pthread_atfork(
+      [] {
+        fork_hangs = true;
+        hang();
+      },
+      nullptr, nullptr);
+}
+// By a thread that nobody waits for.
+void hang_in_fork() {
+  std::thread([] {
+    if (::fork() == 0) ::_exit(0);
+  }).detach();
+  expect(support::eventually([] { return fork_hangs.load(); }), "a fork hangs");
+}
+
+}  // namespace
 
 TEST_CASE("after an overrun the destructor returns in time, and what stragglers use outlives it") {
   const Ended ended = in_a_process([] {
@@ -321,4 +345,21 @@ TEST_CASE("a coordinator that is destroyed by its own task or hook asks for the 
     INFO(ended.err);
     CHECK(ended.how == "exit 124");
   }
+}
+
+TEST_CASE("a stranger's fork that hangs after drain() does not hold the destructor up") {
+  const Ended ended = in_a_process(
+      [] {
+        let_forks_hang();
+        {
+          ShutdownCoordinator coordinator(quiet());
+          coordinator.request_shutdown();
+          coordinator.drain();
+          hang_in_fork();
+        }
+        support::leave(4);
+      },
+      20s);
+  INFO(ended.err);
+  CHECK(ended.how == "exit 4");
 }

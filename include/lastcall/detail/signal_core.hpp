@@ -8,6 +8,7 @@
 #include <lastcall/detail/throw_system_error.hpp>
 #include <lastcall/signal_info.hpp>
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -107,15 +108,19 @@ class TrapCore {
   /// The same, but says what is to be raised again instead of doing so.
   SignalSet withdraw(Unread unread) noexcept {
     if (member_->process.load(std::memory_order_relaxed) == 0) return {};  // a fork has done it
+    // Without the lock: a fork holds it while it runs handlers of strangers, and one of those may hang.
+    if (gone_.load(std::memory_order_acquire)) return {};
     SignalSet defaults;
     {
       SignalRegistryLock lock;
       static_cast<void>(enter_registry());
-      if (gone_ || is_foreign()) return {};
-      gone_ = true;
+      if (gone_.load(std::memory_order_relaxed) || is_foreign()) return {};
       defaults = unlink(member_->held);
       give_back_mask(lock);
       strike_out(*member_);
+      // Last, and released: who reads it without the lock finds all of the above done. The handlers of I6
+      // have left, and no list speaks of the member, which that thread may free at once.
+      gone_.store(true, std::memory_order_release);
     }
     return unread == Unread::drop ? SignalSet{} : member_->inbox.discard(defaults);
   }
@@ -158,7 +163,7 @@ class TrapCore {
     {
       SignalRegistryLock lock;
       enter_registry_or_throw();
-      if (gone_ || is_foreign()) {
+      if (gone_.load(std::memory_order_relaxed) || is_foreign()) {
         throw_logic_error(describe_signal(wanted.most_urgent()) +
                           " can't be trapped by a trap that has gone, or is another process's");
       }
@@ -237,7 +242,7 @@ class TrapCore {
   }
 
   const std::unique_ptr<SignalMember> member_;
-  bool gone_ = false;  // under the lock
+  std::atomic<bool> gone_{false};  // changes under the lock (I10), and never back
 };
 
 }  // namespace lastcall::detail
