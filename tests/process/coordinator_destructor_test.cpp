@@ -363,3 +363,39 @@ TEST_CASE("a stranger's fork that hangs after drain() does not hold the destruct
   INFO(ended.err);
   CHECK(ended.how == "exit 4");
 }
+
+// on_signal() has to subscribe, and waits for what the fork has locked.
+TEST_CASE("an on_signal() that hangs holds neither drain() nor the destructor up") {
+  for (const bool drains : {false, true}) {
+    INFO(drains);
+    const Ended ended = in_a_process(
+        [drains] {
+          let_forks_hang();
+          const Stopwatch watch;
+          {
+            ShutdownCoordinator coordinator(quiet());
+            coordinator.on_signal(SIGUSR1, [](const SignalInfo&) {});
+            hang_in_fork();
+            std::atomic<bool> begun{false};
+            std::thread([&] {
+              begun = true;
+              coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+            }).detach();
+            support::eventually([&] { return begun.load(); });
+            std::this_thread::sleep_for(50ms);
+            if (drains) {
+              coordinator.request_shutdown();
+              coordinator.drain();
+              const std::string words = support::refusal(
+                  [&] { expect(coordinator.drain().exit_code == 0, "drained again"); });
+              expect(words == "nothing", words);
+            }
+          }
+          expect(watch.elapsed() < slack, "in time");
+          support::leave(4);
+        },
+        20s);
+    INFO(ended.err);
+    CHECK(ended.how == "exit 4");
+  }
+}

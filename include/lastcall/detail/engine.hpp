@@ -61,7 +61,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (!run) throw_invalid_argument(what + ": the function is empty");
     check_signal(number, "trapped");
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (put_away_) throw_logic_error(what + ": the coordinator has drained already");
+    if (put_away_.load(std::memory_order_acquire) != nobody_has)
+      throw_logic_error(what + ": the coordinator has drained already");
     if (is_shutdown_signal(number)) throw_logic_error(what + " is a shutdown signal already");
     if (state_.options.dump_signal == number)
       throw_logic_error(what + " is the dump signal already");
@@ -106,21 +107,38 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (how != Ending::destructor) make_late_report();
   }
 
-  /// Stops the threads, and puts every disposition back. After it nothing exits by force. Idempotent.
+  /// Stops the threads, and puts every disposition back. After it nothing exits by force. Idempotent; whoever
+  /// comes second waits for the first.
   void put_away() noexcept {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (std::exchange(put_away_, true)) return;
+    std::uint32_t before = nobody_has;
+    if (!put_away_.compare_exchange_strong(before, somebody_does, std::memory_order_acq_rel)) {
+      while (put_away_.load(std::memory_order_acquire) != somebody_has)
+        futex_wait(put_away_, somebody_does);
+      return;
+    }
     stop_signal_thread();
+    Clock::time_point patience = Clock::now() + std::chrono::milliseconds(50);
+    // on_signal() allocates, starts a thread and subscribes under it: each of them may hang.
+    std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+    try_until(patience, [&lock] { return lock.try_lock(); });
+    on_signal_hangs_ = !lock.owns_lock();
     // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
     unsubscribed_ = is_registry_free_by(Clock::now() + std::chrono::milliseconds(50));
     if (unsubscribed_) trap_.unsubscribe_all(Unread::drop);
     restore_sigpipe();
     // What still runs between here and a thread's very end is destructors of thread_local objects.
-    const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(50);
+    patience = Clock::now() + std::chrono::milliseconds(50);
     stop_drain_threads(patience);
-    stop_handler_thread(patience);
+    // What the on_signal thread is known by belongs to who is in on_signal(); it ends all the same.
+    if (on_signal_hangs_) {
+      state_.handler_bell.ring();
+    } else {
+      stop_handler_thread(patience);
+    }
     wait_for_capture(patience);  // a drain thread that ran out of time may be taking stacks
     for (const auto& stage : state_.stages) EngineState::stop_joining(*stage, patience);
+    put_away_.store(somebody_has, std::memory_order_release);
+    futex_wake_all(&put_away_);
   }
 
   /// Keeps it for as long as the process lives: stragglers use it. Allocates nothing.
@@ -135,7 +153,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Whether somebody may still use the engine: then it must outlive the coordinator.
   bool is_in_use() const noexcept {
     if (state_.done.load(std::memory_order_acquire) == EngineState::done_without) return true;
-    if (state_.has_stuck_marks() || !unsubscribed_) return true;
+    if (state_.has_stuck_marks() || !unsubscribed_ || on_signal_hangs_) return true;
     for (const Stage* stage = state_.first_stage; stage != nullptr;
          stage = EngineState::after(*stage)) {
       if (EngineState::group_of(*stage).count() != 0) return true;
@@ -236,13 +254,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   static bool is_registry_free_by(Clock::time_point deadline) noexcept {
     const BlockAllSignals quiet;  // as whoever has the registry's lock
-    while (::pthread_mutex_trylock(&signal_registry.mutex) != 0) {
-      if (Clock::now() >= deadline) return false;
-      const timespec nap{0, 100'000};
-      ::nanosleep(&nap, nullptr);
-    }
-    ::pthread_mutex_unlock(&signal_registry.mutex);
-    return true;
+    const bool had =
+        try_until(deadline, [] { return ::pthread_mutex_trylock(&signal_registry.mutex) == 0; });
+    if (had) ::pthread_mutex_unlock(&signal_registry.mutex);
+    return had;
   }
 
   // ---- the signal thread ----
@@ -462,8 +477,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<bool> in_handler_{false};
   std::mutex late_mutex_;
   ShutdownReport late_report_;
-  bool put_away_ = false;
+  static constexpr std::uint32_t nobody_has = 0;
+  static constexpr std::uint32_t somebody_does = 1;
+  static constexpr std::uint32_t somebody_has = 2;
+  Word put_away_{nobody_has};
   bool unsubscribed_ = true;
+  bool on_signal_hangs_ = false;
   std::shared_ptr<Engine> self_;
   Engine* next_kept_ = nullptr;
   bool pipe_caught_ = false;

@@ -76,6 +76,18 @@ inline bool join_until(pthread_t thread, Clock::time_point deadline) noexcept {
   return true;
 }
 
+/// Calls `attempt` until it is true, some 10,000 times a second; false if it was not by `deadline`. Once at
+/// least.
+template <class Attempt>
+bool try_until(Clock::time_point deadline, Attempt attempt) noexcept {
+  while (!attempt()) {
+    if (Clock::now() >= deadline) return false;
+    const timespec nap{0, 100'000};
+    ::nanosleep(&nap, nullptr);
+  }
+  return true;
+}
+
 /// While it lives, pthread_cancel() and its kind can't end the calling thread: the library's own steps
 /// are not torn in the middle.
 class NoThreadCancellation {
