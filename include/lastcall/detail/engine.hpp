@@ -5,6 +5,7 @@
 #include <lastcall/detail/engine_signal.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -117,17 +118,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
       return;
     }
     stop_signal_thread();
-    Clock::time_point patience = Clock::now() + std::chrono::milliseconds(50);
+    const Clock::time_point patience = patience_at_the_end();
     // on_signal() allocates, starts a thread and subscribes under it: each of them may hang.
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
     try_until(patience, [&lock] { return lock.try_lock(); });
     on_signal_hangs_ = !lock.owns_lock();
     // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
-    unsubscribed_ = is_registry_free_by(Clock::now() + std::chrono::milliseconds(50));
+    unsubscribed_ = is_registry_free_by(patience);
     if (unsubscribed_) trap_.unsubscribe_all(Unread::drop);
     restore_sigpipe();
     // What still runs between here and a thread's very end is destructors of thread_local objects.
-    patience = Clock::now() + std::chrono::milliseconds(50);
     stop_drain_threads(patience);
     // What the on_signal thread is known by belongs to who is in on_signal(); it ends all the same.
     if (on_signal_hangs_) {
@@ -225,6 +225,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
     LASTCALL_CATCH(...) {}
     state_.exit_code.store(late_report_.exit_code, std::memory_order_release);
     state_.taken_over.store(true, std::memory_order_release);
+  }
+
+  // All that is waited for when the drain is over has one end, inside the 100 ms after the grace period.
+  Clock::time_point patience_at_the_end() const noexcept {
+    const Clock::time_point now = Clock::now();
+    const Clock::time_point last =
+        time_after(state_.end_at.load(), Clock::duration(std::chrono::milliseconds(80)));
+    return std::max(now, std::min(now + std::chrono::milliseconds(50), last));
   }
 
   struct DriverArgument {
