@@ -87,8 +87,13 @@ void sweep(Body body, Check check) {
   if (void* const block = std::malloc(size == 0 ? 1 : size)) return block;
   throw std::bad_alloc();
 }
-[[gnu::noinline]] void operator delete(void* block) noexcept { std::free(block); }
-[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+[[gnu::noinline]] void operator delete(void* block) noexcept {
+  if (all_hang) support::hang();
+  std::free(block);
+}
+[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept {
+  operator delete(block);
+}
 
 TEST_CASE("whichever allocation holds the drain thread, drain() returns a report that ends once") {
   int late = 0;
@@ -196,6 +201,35 @@ TEST_CASE("a run() that comes while drain() makes a late report ends with it") {
     CHECK(ended.how == "exit 124");
     CHECK(contains(ended.err, "held worker"));
     CHECK(watch.elapsed() < 300ms + support::slack);
+  }
+}
+
+TEST_CASE("with the allocator held the destructor frees nothing, and returns in time") {
+  for (const int finished : {0, 1, 20}) {
+    INFO(finished << " tasks that are through");
+    const Ended ended = support::in_a_process(
+        [finished] {
+          ShutdownOptions options = short_of_time();
+          support::Stopwatch watch;
+          {
+            ShutdownCoordinator coordinator(options);
+            std::atomic<bool> all{false};
+            coordinator.spawn("held worker", [&all] {
+              support::eventually([&all] { return all.load(); });
+              all_hang = true;
+              support::hang();
+            });
+            for (int number = 0; number < finished; ++number) coordinator.spawn("short", [] {});
+            support::eventually([&] { return coordinator.snapshot().size() == 1; });
+            all = true;
+            support::eventually([] { return all_hang.load(); });
+          }
+          support::leave(watch.elapsed() < 300ms + support::slack ? 4 : 5);
+        },
+        20s);
+    INFO(ended.err);
+    CHECK(ended.how == "exit 4");
+    CHECK(contains(ended.err, "held worker"));
   }
 }
 

@@ -136,7 +136,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
       stop_handler_thread(patience);
     }
     wait_for_capture(patience);  // a drain thread that ran out of time may be taking stacks
-    for (const auto& stage : state_.stages) EngineState::stop_joining(*stage, patience);
+    for (const auto& stage : state_.stages) {
+      if (allocator_may_hang()) {
+        EngineState::forsake_tasks(*stage);
+      } else {
+        EngineState::stop_joining(*stage, patience);
+      }
+    }
     put_away_.store(somebody_has, std::memory_order_release);
     futex_wake_all(&put_away_);
   }
@@ -227,6 +233,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
     state_.taken_over.store(true, std::memory_order_release);
   }
 
+  // There was no report in time: whoever is still in may have what it takes to make one. Then nothing is freed
+  // here, and no thread joined, whose stack the C library may free: the engine is kept for ever anyhow.
+  bool allocator_may_hang() const noexcept {
+    return state_.done.load(std::memory_order_acquire) == EngineState::done_without;
+  }
+
   // All that is waited for when the drain is over has one end, inside the 100 ms after the grace period.
   Clock::time_point patience_at_the_end() const noexcept {
     const Clock::time_point now = Clock::now();
@@ -279,16 +291,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
     name_this_thread("lastcall-signal");
     keep_exact_time();
     auto* const engine = static_cast<Engine*>(self);
+    const SetAtTheEnd at_the_end{engine->signal_thread_over_};
     unblock(engine->wanted_.data(), engine->wanted_.size());
     engine->signals_.loop();
     return nullptr;
   }
   void stop_signal_thread() noexcept {
     if (!std::exchange(signal_thread_runs_, false)) return;
+    const bool let_go = allocator_may_hang();
+    if (let_go) ::pthread_detach(signal_thread_);
     state_.quit.store(true, std::memory_order_release);
     state_.signal_bell.raise();
     // It runs nothing of the user's: this takes microseconds, and where it is saying the last words, 20 ms.
-    ::pthread_join(signal_thread_, nullptr);
+    if (let_go) {
+      try_until(Clock::time_point::max(),
+                [this] { return signal_thread_over_.load(std::memory_order_acquire); });
+    } else {
+      ::pthread_join(signal_thread_, nullptr);
+    }
   }
 
   // ---- the drain threads ----
@@ -331,12 +351,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
     // In user code, or, with no report made in time, in something that user code holds up.
     const bool current_hangs =
         state_.sections[current].state.load(std::memory_order_acquire) == Section::inside ||
-        state_.done.load(std::memory_order_acquire) == EngineState::done_without;
+        allocator_may_hang();
     const std::uint32_t count = drivers_started_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {
       // Those before the current one hang in user code, or came back from it too late: they keep the
       // engine, and go when they go. The current one is past its last call, or hangs in one.
-      if (i < current || (i == current && current_hangs)) {
+      if (i < current || (i == current && current_hangs) || allocator_may_hang()) {
         ::pthread_detach(drivers_[i]);
       } else {
         join_or_detach(drivers_[i], driver_arguments_[i].over, patience);
@@ -431,7 +451,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     state_.quit.store(true, std::memory_order_seq_cst);
     state_.handler_bell.ring();
     // A reload that hangs keeps its thread, and the engine with it.
-    if (in_handler_.load(std::memory_order_seq_cst)) {
+    if (in_handler_.load(std::memory_order_seq_cst) || allocator_may_hang()) {
       ::pthread_detach(handler_pthread_);
     } else {
       join_or_detach(handler_pthread_, handler_over_, patience);
@@ -476,6 +496,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<std::unique_ptr<SignalHandler>> handlers_;
   pthread_t signal_thread_{};
   bool signal_thread_runs_ = false;
+  std::atomic<bool> signal_thread_over_{false};  // see SetAtTheEnd
   pthread_t drivers_[EngineState::most_drivers]{};
   DriverArgument driver_arguments_[EngineState::most_drivers];
   std::atomic<std::uint32_t> drivers_started_{0};

@@ -275,6 +275,8 @@ struct EngineState final : StageHost {
     stage.tasks_->join_finished_until(deadline);
     stage.tasks_->abandon();
   }
+  /// The same for when the allocator may be held: the stage must live for ever.
+  static void forsake_tasks(const Stage& stage) noexcept { stage.tasks_->forsake(); }
 
   /// Appends a stage; under stages_mutex. May throw std::bad_alloc.
   Stage& append_stage(std::string name, Clock::duration budget) {

@@ -16,6 +16,7 @@
 
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/task.hpp>
+#include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/thread_end.hpp>
 #include <lastcall/detail/thread_id.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
@@ -140,7 +141,9 @@ class TaskCore final : public Counted {
   /// Joins the finished threads that are gone by `deadline`. False if some are left, whose thread_local
   /// destructors hang: try again, or abandon() them.
   bool join_finished_until(Clock::time_point deadline) noexcept {
-    const std::lock_guard<std::mutex> joining(join_mutex_);
+    std::unique_lock<std::mutex> joining(join_mutex_, std::defer_lock);
+    // Who has it frees, which may hang.
+    if (!try_until(deadline, [&joining] { return joining.try_lock(); })) return false;
     SpawnedTask* late = nullptr;
     while (SpawnedTask* const task = take_finished()) {
       if (joined_by(*task, deadline)) {
@@ -163,6 +166,18 @@ class TaskCore final : public Counted {
       ::pthread_detach(task->thread_);
       task->abandoned_ = true;
       if (task->gone_.load(std::memory_order_acquire) != 0) delete task;
+    }
+  }
+
+  /// The same for a caller whom the allocator must not hold up: frees nothing, and joins nobody. The threads that
+  /// have finished stay as they are, and the core, which must live for ever, has them.
+  void forsake() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    abandoned_ = true;
+    while (SpawnedTask* const task = take_finished_locked()) {
+      // Not one that is over: with its stack goes what the C library has allocated for it.
+      if (task->gone_.load(std::memory_order_acquire) == 0) ::pthread_detach(task->thread_);
+      task->next_ = std::exchange(forsaken_, task);
     }
   }
 
@@ -339,6 +354,7 @@ class TaskCore final : public Counted {
   std::size_t failure_count_ = 0;
   SpawnedTask* finished_ = nullptr;
   SpawnedTask** finished_end_ = &finished_;
+  SpawnedTask* forsaken_ = nullptr;  // so that leak checkers find them
   bool abandoned_ = false;
 };
 

@@ -52,6 +52,18 @@ inline void keep_exact_time() noexcept {
 #endif
 }
 
+/// Calls `attempt` until it is true, some 10,000 times a second; false if it was not by `deadline`. Once at
+/// least.
+template <class Attempt>
+bool try_until(Clock::time_point deadline, Attempt attempt) noexcept {
+  while (!attempt()) {
+    if (Clock::now() >= deadline) return false;
+    const timespec nap{0, 100'000};
+    ::nanosleep(&nap, nullptr);
+  }
+  return true;
+}
+
 /// Joins a thread that has returned from its body, or is about to; false if it is not quite gone.
 /// Where threads can't be asked (pthread_tryjoin_np) it is let go instead: destructors of thread_local
 /// objects may hang, and nobody is to hang with them.
@@ -68,24 +80,7 @@ inline bool join_until(pthread_t thread, Clock::time_point deadline) noexcept {
 #if !LASTCALL_LINUX
   if (deadline == Clock::time_point::max()) return ::pthread_join(thread, nullptr) == 0;
 #endif
-  while (!join_if_gone(thread)) {
-    if (Clock::now() >= deadline) return false;
-    const timespec nap{0, 100'000};
-    ::nanosleep(&nap, nullptr);
-  }
-  return true;
-}
-
-/// Calls `attempt` until it is true, some 10,000 times a second; false if it was not by `deadline`. Once at
-/// least.
-template <class Attempt>
-bool try_until(Clock::time_point deadline, Attempt attempt) noexcept {
-  while (!attempt()) {
-    if (Clock::now() >= deadline) return false;
-    const timespec nap{0, 100'000};
-    ::nanosleep(&nap, nullptr);
-  }
-  return true;
+  return try_until(deadline, [thread] { return join_if_gone(thread); });
 }
 
 /// While it lives, pthread_cancel() and its kind can't end the calling thread: the library's own steps

@@ -210,6 +210,22 @@ void allocator_held_by_stranger(Stand& stand) {
   lifetime.run();
 }
 
+// What threads leave to the C library when they end, the stacks of others among it, it frees.
+void allocator_held_in_destructor(Stand& stand) {
+  {
+    ShutdownCoordinator lifetime(stand.options());
+    for (int number = 0; number < 20; ++number) lifetime.spawn("short task", [] {});
+    lifetime.spawn("held worker", [&stand](CancellationToken token) {
+      stand.ready();
+      token.wait();
+      hold_allocator();
+      allocate();
+    });
+    lifetime.token().wait();
+  }
+  std::_Exit(5);
+}
+
 void allocator_held_for_long(Stand& stand) {
   lastcall::ShutdownOptions options = stand.options();
   options.grace_period = 60s;
@@ -342,6 +358,8 @@ void add_locks(std::vector<Adversary>& all) {
 #endif
   plain(add("malloc held by a hook", "exit 124", {"held hook"}, allocator_held_by_hook));
   plain(add("malloc held by a stranger", "exit 124", {}, allocator_held_by_stranger));
+  plain(add("malloc held, main in destructor", "exit 5", {"held worker"},
+            allocator_held_in_destructor));
   Adversary& wishes =
       plain(add("malloc held, INT INT INT", "exit 130", {"held worker"}, allocator_held_for_long));
   wishes.provoke = three_interrupts;
