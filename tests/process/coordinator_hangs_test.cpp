@@ -785,6 +785,21 @@ TEST_CASE("a forced end names its stragglers on the descriptor given, in whole l
   }
 }
 
+TEST_CASE("main that never comes is named by last words where the observer throws") {
+  const Ended ended = in_a_process([] {
+    ShutdownOptions options = quiet(400ms);
+    options.last_words = STDERR_FILENO;
+    options.observer = std::make_shared<support::Witness>([](const lastcall::Event&) { throw 1; });
+    ShutdownCoordinator coordinator(options);
+    coordinator.request_shutdown();
+    hang();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 124");
+  CHECK(contains(ended.err, "lastcall:   'main', "));
+  CHECK(support::count_of(ended.err, "'main'") == 1);
+}
+
 TEST_CASE("last words go to another descriptor, or nowhere") {
   ShutdownOptions options = forceful();
   options.last_words = STDOUT_FILENO;

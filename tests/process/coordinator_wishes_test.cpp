@@ -123,6 +123,39 @@ TEST_CASE("SIGTERM again and again is idempotent, however often and whenever it 
   CHECK_FALSE(contains(ended.out, "aborted"));
 }
 
+TEST_CASE("a third wish names main if it has not come, and not if it has") {
+  for (const bool comes : {false, true}) {
+    INFO(comes);
+    ShutdownOptions options = long_grace();
+    options.last_words = STDERR_FILENO;
+    Child child = Child::run([&] {
+      ShutdownCoordinator coordinator(options);
+      coordinator.spawn("stays", [&](const CancellationToken& token) {
+        token.wait();
+        say("cancelled\n");
+        coordinator.abort_token().wait();
+        say("aborted\n");
+        hang();
+      });
+      say("ready\n");
+      if (comes) coordinator.run();
+      hang();
+    });
+    REQUIRE(child.prints("ready\n"));
+    child.send(SIGTERM);
+    REQUIRE(child.prints("cancelled\n"));
+    child.send(SIGINT);
+    REQUIRE(child.prints("aborted\n"));
+    pause_for(10ms);
+    child.send(SIGINT);
+    const Ended ended = child.end();
+    INFO(ended.err);
+    CHECK(ended.how == "exit 130");
+    CHECK(contains(ended.err, "'stays' of stage 'service'"));
+    CHECK(contains(ended.err, "'main', ") == !comes);
+  }
+}
+
 TEST_CASE("every number but SIGINT is idempotent after the request") {
   ShutdownOptions options = long_grace();
   options.signals = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};

@@ -64,7 +64,10 @@ struct State {
   Stage& service = engine.append_stage("service", 1s);
   Stage& storage = engine.append_stage("storage", 1s);
 
-  State() { engine.requested_at.store(Clock::now() - 1h); }
+  State() {
+    engine.requested_at.store(Clock::now() - 1h);
+    engine.ending = detail::Ending::run;
+  }
 
   void call(std::size_t at, std::uint32_t state, const char* name, const Stage* stage) {
     engine.sections[at].name = name;
@@ -121,6 +124,27 @@ TEST_CASE("Last words of nobody are one line, and of an engine that wants none, 
   EngineState silent{support::quiet()};
   const WaitGroup::Guard guard = silent.append_stage("service", 1s).enter("worker");
   write_last_words(silent, "why");
+}
+
+TEST_CASE(
+    "Last words name main that has not come, or not in time, and not where only calls are named") {
+  const auto expect_main = [](State& state) {
+    write_last_words(state.engine, "why", LastWords::calls);
+    write_last_words(state.engine, "why");
+    const std::vector<std::string> lines = state.file.lines();
+    REQUIRE(lines.size() == 3);
+    CHECK(starts_with(lines[2], "lastcall:   'main', 360"));
+    CHECK(contains(lines[2], " ms, thread " + std::to_string(detail::current_thread_id())));
+#if LASTCALL_LINUX
+    CHECK(contains(lines[2], ", in running ("));
+#endif
+  };
+  State absent;
+  absent.engine.ending = detail::Ending::nobody;
+  expect_main(absent);
+  State late;
+  late.engine.main_was_late = true;
+  expect_main(late);
 }
 
 TEST_CASE("Names on a list whose lock is held are counted, and nobody is waited for") {

@@ -310,6 +310,10 @@ class EngineDrain {
     // There was no memory a moment ago, and may be some now.
     if (late_ && report_.stragglers.empty()) list_stragglers();
     at_ = At::telling;
+    // step_ended() overwrites `ending`, and last words may still be said after it.
+    if (engine_.ending.load(std::memory_order_acquire) == Ending::nobody) {
+      engine_.main_was_late.store(true, std::memory_order_release);
+    }
     const Clock::duration left = engine_.end_at.load() - Clock::now();
     return name_stacks(report_.stragglers, left / 2) ? Next::again : Next::leave;
   }

@@ -250,10 +250,11 @@ struct EngineState final : StageHost {
   Word done{not_done};
   static constexpr int no_exit_code = std::numeric_limits<int>::min();
   std::atomic<int> exit_code{no_exit_code};  // set before done_with_report
-  std::atomic<bool> taken_over{false};   // done_without, and drain() has made a report of its own
-  std::atomic<bool> told{false};         // the observer has been told all that the report says
-  std::atomic<bool> leaving{false};      // somebody is flushing, and then ends the process
-  std::atomic<bool> words_begun{false};  // somebody says the last words: see begin_words()
+  std::atomic<bool> taken_over{false};     // done_without, and drain() has made a report of its own
+  std::atomic<bool> told{false};           // the observer has been told all that the report says
+  std::atomic<bool> leaving{false};        // somebody is flushing, and then ends the process
+  std::atomic<bool> main_was_late{false};  // nobody had come when the waiting was over
+  std::atomic<bool> words_begun{false};    // somebody says the last words: see begin_words()
 
   EngineLog log;
   std::atomic<std::size_t> spawned_in{0};  // spawned tasks of all stages, for stop_when_idle

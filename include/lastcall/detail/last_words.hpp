@@ -51,9 +51,10 @@ class LastLine {
 /// Whom the last words name: the report has been told already, and only what is called now hangs; or all.
 enum class LastWords { calls, everybody };
 
-/// Names the hooks that hang and every named member. Allocates nothing and takes no lock that user code
-/// can hold; a list whose lock can't be had is only counted. With thousands of members it is a matter of
-/// time: after 10 ms they are no longer asked what they wait in, after 20 ms they are counted.
+/// Names the hooks that hang, main if it has not come, and every named member. Allocates nothing and
+/// takes no lock that user code can hold; a list whose lock can't be had is only counted. With thousands
+/// of members it is a matter of time: after 10 ms they are no longer asked what they wait in, after 20 ms
+/// they are counted.
 inline void write_last_words(EngineState& engine, std::string_view why,
                              LastWords whom = LastWords::everybody) noexcept {
   const int fd = engine.options.last_words;
@@ -89,6 +90,14 @@ inline void write_last_words(EngineState& engine, std::string_view why,
     line.write_to(fd);
   }
   if (whom == LastWords::calls) return;
+  // As in the report: main is in until somebody has come for the end.
+  if (engine.ending.load(std::memory_order_acquire) == Ending::nobody ||
+      engine.main_was_late.load(std::memory_order_acquire)) {
+    line << "lastcall:   'main', " << milliseconds_since(engine.requested_at.load())
+         << " ms, thread " << static_cast<long long>(engine.main_thread);
+    where_it_waits(engine.main_thread);
+    line.write_to(fd);
+  }
   for (const Stage* stage = engine.first_stage; stage != nullptr;
        stage = EngineState::after(*stage)) {
     const WaitGroup& group = EngineState::group_of(*stage);
