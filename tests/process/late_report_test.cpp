@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <string>
 #include <thread>
@@ -33,6 +34,7 @@ namespace {
 // How many allocations the thread that sets it still gets; the next one never returns, or throws. Negative: all.
 thread_local int allocations_left = -1;
 thread_local bool throws_once = false;
+std::atomic<bool> has_hung{false};
 std::atomic<bool> all_hang{false};
 
 // With the observer and the last words that one has without a choice.
@@ -79,7 +81,10 @@ void sweep(Body body, Check check) {
   if (all_hang) support::hang();
   if (allocations_left == 0) {
     support::say("refused ");
-    if (!throws_once) support::hang();
+    if (!throws_once) {
+      has_hung = true;
+      support::hang();
+    }
     allocations_left = -1;
     throw std::bad_alloc();
   }
@@ -231,6 +236,31 @@ TEST_CASE("with the allocator held the destructor frees nothing, and returns in 
     CHECK(ended.how == "exit 4");
     CHECK(contains(ended.err, "held worker"));
   }
+}
+
+TEST_CASE(
+    "a drain thread that waits for a lock which a stranger holds is named itself, if nobody is "
+    "in") {
+  // In the middle of adding a hook, with the lock of its stage's hooks.
+  const Ended ended = support::in_a_process([] {
+    {
+      ShutdownCoordinator coordinator(short_of_time());
+      std::thread([&coordinator] {
+        allocations_left = 0;
+        const std::function<void()> hook = [] {};
+        for (;;) coordinator.on_stop("hook", hook);
+      }).detach();
+      support::eventually([] { return has_hung.load(); });
+    }
+    support::leave(5);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 5");
+  CHECK(contains(ended.err, "lastcall: out of time"));
+  CHECK(contains(ended.err, "lastcall:   'the drain thread', thread "));
+#if LASTCALL_LINUX
+  CHECK(contains(ended.err, ", in futex\n"));
+#endif
 }
 
 #endif

@@ -147,6 +147,22 @@ TEST_CASE(
   expect_main(late);
 }
 
+TEST_CASE("Last words of the signal thread that find nobody else name the drain thread") {
+  State state;
+  state.engine.current_driver = 3;
+  state.engine.sections[3].thread_id = detail::current_thread_id();
+  state.engine.signal_thread = detail::this_thread_mark();
+  write_last_words(state.engine, "why", LastWords::calls);
+  write_last_words(state.engine, "why");
+  const WaitGroup::Guard guard = state.service.enter();
+  write_last_words(state.engine, "why");
+  const std::vector<std::string> lines = state.file.lines();
+  REQUIRE(lines.size() == 5);
+  CHECK(starts_with(lines[2], "lastcall:   'the drain thread', thread " +
+                                  std::to_string(detail::current_thread_id())));
+  CHECK(lines[4] == "lastcall:   1 unnamed of stage 'service'\n");
+}
+
 TEST_CASE("Names on a list whose lock is held are counted, and nobody is waited for") {
   State state;
   const WaitGroup::Guard guards[] = {state.service.enter("one"), state.service.enter("two"),

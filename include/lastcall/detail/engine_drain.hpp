@@ -39,6 +39,8 @@ class EngineDrain {
       futex_wait(engine_.current_driver, current);
     }
     driver_ = mine;
+    // For last words, also where it hangs between two calls.
+    engine_.sections[mine].thread_id.store(current_thread_id(), std::memory_order_relaxed);
     start_next_ = [](void* context) noexcept { return (*static_cast<StartNext*>(context))(); };
     start_next_context_ = &start_next;
     has_standby_ = false;

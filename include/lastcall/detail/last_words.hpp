@@ -70,6 +70,11 @@ inline void write_last_words(EngineState& engine, std::string_view why,
   (line << "lastcall: " << why << " after " << milliseconds_since(engine.requested_at.load())
         << " ms; still in:")
       .write_to(fd);
+  bool named = false;
+  const auto write_line = [&]() noexcept {
+    named = true;
+    line.write_to(fd);
+  };
   char kernel[96];
   const auto where_it_waits = [&](pid_t thread) {
     if (thread <= 0 || Clock::now() >= last_question) return;
@@ -87,7 +92,7 @@ inline void write_last_words(EngineState& engine, std::string_view why,
     line << ", " << milliseconds_since(section.begin.load()) << " ms, thread "
          << static_cast<long long>(thread);
     where_it_waits(thread);
-    line.write_to(fd);
+    write_line();
   }
   if (whom == LastWords::calls) return;
   // As in the report: main is in until somebody has come for the end.
@@ -96,7 +101,7 @@ inline void write_last_words(EngineState& engine, std::string_view why,
     line << "lastcall:   'main', " << milliseconds_since(engine.requested_at.load())
          << " ms, thread " << static_cast<long long>(engine.main_thread);
     where_it_waits(engine.main_thread);
-    line.write_to(fd);
+    write_line();
   }
   for (const Stage* stage = engine.first_stage; stage != nullptr;
        stage = EngineState::after(*stage)) {
@@ -115,25 +120,34 @@ inline void write_last_words(EngineState& engine, std::string_view why,
            << milliseconds_since(member.entered) << " ms, thread "
            << static_cast<long long>(member.thread_id);
       where_it_waits(member.thread_id);
-      line.write_to(fd);
+      write_line();
     });
     if (passed_by != 0) {
       line << "lastcall:   " << static_cast<long long>(passed_by) << " more of stage '"
            << stage->name() << "'";
-      line.write_to(fd);
+      write_line();
     }
-    const std::size_t named = seen ? met : WaitGroupAccess::named_count(group);
-    if (named > met) {
-      line << "lastcall:   " << static_cast<long long>(named - met)
+    const std::size_t listed = seen ? met : WaitGroupAccess::named_count(group);
+    if (listed > met) {
+      line << "lastcall:   " << static_cast<long long>(listed - met)
            << " whose names can't be read, of stage '" << stage->name() << "'";
-      line.write_to(fd);
+      write_line();
     }
     if (const std::size_t unnamed = WaitGroupAccess::unnamed_count(group); unnamed > 0) {
       line << "lastcall:   " << static_cast<long long>(unnamed) << " unnamed of stage '"
            << stage->name() << "'";
-      line.write_to(fd);
+      write_line();
     }
   }
+  // Nobody, and yet it has come to this: the drain thread itself hangs, between two calls, in a lock of
+  // its own or of malloc's that somebody holds. It may be that one who speaks, and then it does not.
+  if (named || engine.signal_thread.load(std::memory_order_relaxed) != this_thread_mark()) return;
+  const std::uint32_t driver =
+      engine.current_driver.load(std::memory_order_acquire) & ~EngineState::driver_quits;
+  const pid_t thread = engine.sections[driver].thread_id.load(std::memory_order_relaxed);
+  line << "lastcall:   'the drain thread', thread " << static_cast<long long>(thread);
+  where_it_waits(thread);
+  write_line();
 }
 
 }  // namespace lastcall::detail
