@@ -164,6 +164,23 @@ TEST_CASE(
         }).how == "SIGTERM");
 }
 
+TEST_CASE("with exit_by_signal a signal that would only stop the process ends it with 128 + n") {
+  for (const int number : {SIGTSTP, SIGTTIN, SIGTTOU}) {
+    INFO(lastcall::signal_name(number));
+    ShutdownOptions options = quiet(5s);
+    options.exit_by_signal = true;
+    options.signals = {number};
+    Child child = Child::run([&] {
+      // Not in an orphaned group, where these do nothing.
+      ::setpgid(0, 0);
+      ShutdownCoordinator coordinator(options);
+      ::raise(number);
+      coordinator.run();
+    });
+    CHECK(child.end(10s).how == "exit " + std::to_string(128 + number));
+  }
+}
+
 TEST_CASE("with exit_by_signal a third wish, too, dies of the signal that was the cause") {
   ShutdownOptions options = quiet(120s);
   options.exit_by_signal = true;

@@ -54,8 +54,10 @@ inline void flush_everything(bool everybody_out) noexcept {
 }
 
 /// Ends the process as if `number` had ended it; where the kernel doesn't let it (a process 1 is immune
-/// to signals that it does not handle), as a shell would say it: 128 + number.
+/// to signals that it does not handle), as a shell would say it: 128 + number. So it is with the signals
+/// that stop a process where nobody handles them: it would be there until somebody continues it.
 [[noreturn]] inline void exit_as_by_signal(int number) noexcept {
+  if (number == SIGTSTP || number == SIGTTIN || number == SIGTTOU) std::_Exit(128 + number);
   struct sigaction plain {};
   plain.sa_handler = SIG_DFL;
   ::sigemptyset(&plain.sa_mask);
