@@ -513,10 +513,12 @@ TEST_CASE("run() after drain() exits at once with the report's code, and flushes
   CHECK(watch.elapsed() < 400ms + slack);
 }
 
-TEST_CASE("run() after drain() is bounded, too, when the flush hangs") {
+TEST_CASE("run() after drain() is bounded, too, when the flush hangs, which it names") {
   const Stopwatch watch;
   const Ended ended = in_a_process([] {
-    ShutdownCoordinator coordinator(quiet(400ms));
+    ShutdownOptions options = quiet(400ms);
+    options.last_words = STDERR_FILENO;
+    ShutdownCoordinator coordinator(options);
     std::atomic<bool> locked{false};
     coordinator.request_shutdown();
     coordinator.drain();
@@ -528,8 +530,27 @@ TEST_CASE("run() after drain() is bounded, too, when the flush hangs") {
     support::eventually([&] { return locked.load(); });
     coordinator.run();
   });
+  INFO(ended.err);
   CHECK(ended.how == "exit 0");
   CHECK(watch.elapsed() < 400ms + slack);
+  CHECK(support::starts_with(ended.err, "lastcall: out of time after "));
+  CHECK(contains(ended.err, " ms; still in:\nlastcall:   'flushing the streams', "));
+#if LASTCALL_LINUX
+  CHECK(contains(ended.err, ", in futex\n"));
+#endif
+}
+
+TEST_CASE("run() after drain() says nothing of a flush that comes through") {
+  const Ended ended = in_a_process([] {
+    ShutdownOptions options = quiet();
+    options.last_words = STDERR_FILENO;
+    ShutdownCoordinator coordinator(options);
+    coordinator.request_shutdown();
+    coordinator.drain();
+    coordinator.run();
+  });
+  CHECK(ended.how == "exit 0");
+  CHECK(ended.err.empty());
 }
 
 TEST_CASE("run() and drain() at once: the process ends with the outcome's code") {

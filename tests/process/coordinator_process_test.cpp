@@ -717,6 +717,34 @@ TEST_CASE(
   CHECK(watch.elapsed() < 500ms + slack);
 }
 
+TEST_CASE("no thread for the flush of run() after drain(): it is left out, and that is said") {
+  if (support::under_sanitizer) return;
+  const Stopwatch watch;
+  const Ended ended = in_a_process([] {
+    ShutdownOptions options = quiet(500ms);
+    options.last_words = STDERR_FILENO;
+    ShutdownCoordinator coordinator(options);
+    coordinator.request_shutdown();
+    coordinator.drain();
+    std::atomic<bool> locked{false};
+    std::thread([&locked] {
+      ::flockfile(stdout);
+      locked = true;
+      hang();
+    }).detach();
+    support::eventually([&] { return locked.load(); });
+    if (!forbid_threads()) {
+      support::write_all(STDERR_FILENO, "the streams are not flushed");
+      support::leave(0);
+    }
+    coordinator.run();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+  CHECK(contains(ended.err, "the streams are not flushed"));
+  CHECK(watch.elapsed() < 500ms + slack);
+}
+
 TEST_CASE(
     "no thread to take over from a hook that hangs: drain() returns all the same, with a report") {
   if (support::under_sanitizer) return;

@@ -175,23 +175,40 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// run() after drain(): flushes, for no longer than a moment, and ends the process.
   [[noreturn]] void exit_after_drain() noexcept {
     static Word flushed{0};
+    static std::atomic<pid_t> flusher{0};
+    static std::atomic<bool> words_begun{false};
     pthread_t thread{};
     bool everybody_out = report().stragglers.empty();
     const auto flush = [](void* out) -> void* {
+      flusher.store(current_thread_id(), std::memory_order_relaxed);
       flush_everything(*static_cast<const bool*>(out));
       flushed.store(1, std::memory_order_release);
       futex_wake_all(&flushed);
       return nullptr;
     };
     Clock::time_point until = state_.end_at.load();
-    const Clock::time_point least = Clock::now() + std::chrono::milliseconds(100);
+    const Clock::time_point begun = Clock::now();
+    const Clock::time_point least = begun + std::chrono::milliseconds(100);
     if (until < least) until = least;
+    bool has_thread = false;
     {
       const BlockAllSignals quiet;
-      if (start_thread(thread, flush, &everybody_out) != 0) flush(&everybody_out);
+      has_thread = start_thread(thread, flush, &everybody_out) == 0;
     }
+    // Without one it is left out: nobody would end the process if it hung here.
+    if (!has_thread) until = begun;
     while (flushed.load(std::memory_order_acquire) == 0 && Clock::now() < until) {
       futex_wait_until(flushed, 0, until);
+    }
+    if (flushed.load(std::memory_order_acquire) == 0) {
+      if (words_begun.exchange(true, std::memory_order_acq_rel)) {
+        const timespec nap{0, 10'000'000};  // another caller of run() is saying it
+        ::nanosleep(&nap, nullptr);
+      } else if (has_thread) {
+        write_flush_hangs(state_, begun, flusher.load(std::memory_order_relaxed));
+      } else {
+        write_not_flushed(state_);
+      }
     }
     if (state_.options.exit_by_signal) {
       if (const SignalInfo* const info = report().cause.signal()) exit_as_by_signal(info->number);

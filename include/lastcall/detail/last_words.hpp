@@ -150,4 +150,31 @@ inline void write_last_words(EngineState& engine, std::string_view why,
   write_line();
 }
 
+/// The last words of run() after drain(), whose report has named everybody else.
+inline void write_flush_hangs(const EngineState& engine, Clock::time_point begun,
+                              pid_t thread) noexcept {
+  const int fd = engine.options.last_words;
+  if (fd < 0) return;
+  const Clock::time_point now = Clock::now();
+  const auto milliseconds_since = [now](Clock::time_point since) {
+    return static_cast<long long>(
+        std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count());
+  };
+  LastLine line;
+  (line << "lastcall: out of time after " << milliseconds_since(engine.requested_at.load())
+        << " ms; still in:")
+      .write_to(fd);
+  line << "lastcall:   'flushing the streams', " << milliseconds_since(begun) << " ms, thread "
+       << static_cast<long long>(thread);
+  char kernel[96];
+  const std::size_t size = thread > 0 ? waiting_in(thread, kernel, sizeof kernel) : 0;
+  if (size > 0) line << ", in " << std::string_view(kernel, size);
+  line.write_to(fd);
+}
+inline void write_not_flushed(const EngineState& engine) noexcept {
+  LastLine line;
+  line << "lastcall: no thread to be had for it: the streams are not flushed";
+  if (engine.options.last_words >= 0) line.write_to(engine.options.last_words);
+}
+
 }  // namespace lastcall::detail
