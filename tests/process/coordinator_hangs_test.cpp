@@ -800,6 +800,45 @@ TEST_CASE("main that never comes is named by last words where the observer throw
   CHECK(support::count_of(ended.err, "'main'") == 1);
 }
 
+TEST_CASE("whoever is in is named also if the observer ends its thread each time (pthread_exit)") {
+  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
+  const Ended ended = in_a_process([] {
+    ShutdownOptions options = quiet(500ms);
+    options.abort_margin = 100ms;
+    options.last_words = STDERR_FILENO;
+    options.observer =
+        std::make_shared<support::Witness>([](const lastcall::Event&) { ::pthread_exit(nullptr); });
+    ShutdownCoordinator coordinator(options);
+    coordinator.spawn("held worker", [] { hang(); });
+    coordinator.on_drained("release", [] {});
+    coordinator.request_shutdown();
+    coordinator.run();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 124");
+  CHECK(support::count_of(ended.err, "'held worker' of stage 'service'") == 1);
+}
+
+TEST_CASE("whoever is in is named also if no thread is left that might call the observer") {
+  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
+  const Ended ended = in_a_process([] {
+    ShutdownOptions options = quiet(1500ms);
+    options.abort_margin = 100ms;
+    options.last_words = STDERR_FILENO;
+    options.observer = std::make_shared<support::Witness>();
+    ShutdownCoordinator coordinator(options);
+    coordinator.spawn("held worker", [] { hang(); });
+    for (int number = 0; number < 70; ++number) {
+      coordinator.on_stop("ends its thread", [] { ::pthread_exit(nullptr); });
+    }
+    coordinator.request_shutdown();
+    coordinator.run();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 124");
+  CHECK(support::count_of(ended.err, "'held worker' of stage 'service'") == 1);
+}
+
 TEST_CASE("last words go to another descriptor, or nowhere") {
   ShutdownOptions options = forceful();
   options.last_words = STDOUT_FILENO;

@@ -330,10 +330,11 @@ class EngineDrain {
     return Next::again;
   }
 
-  // Where nobody will ever see the report, and the observer missed some of it: it hung, threw, or there was no
-  // memory for a line.
+  // Where nobody will ever see the report, and the observer missed some of it: it hung, threw, ended its thread, or
+  // there was no memory for a line, or no other thread to go on if it hung.
   void say_what_was_missed() noexcept {
-    if (late_ && (observer_missed_ || engine_.log.any_lost()) &&
+    const bool not_called = observer_ != nullptr && is_last_thread() && engine_.log.has_untaken();
+    if (late_ && (observer_missed_ || not_called || engine_.log.any_lost()) &&
         !engine_.told.load(std::memory_order_relaxed) && engine_.begin_words()) {
       write_last_words(engine_, "over, and not all could be told,");
     }
@@ -548,7 +549,11 @@ class EngineDrain {
   void write_down_abandoned() noexcept {
     const Clock::time_point now = Clock::now();
     if (std::exchange(thread_ended_, false)) {
-      calling_ = Calling::nothing;
+      if (std::exchange(calling_, Calling::nothing) == Calling::observer) {
+        // It would take thread after thread down.
+        observer_ = nullptr;
+        observer_missed_ = true;
+      }
       if (hook_name_ == nullptr) return;
       note(EventKind::hook, EventResult::ok, stage_name_view(), *hook_name_, "ended its thread",
            hook_begun_, now);
