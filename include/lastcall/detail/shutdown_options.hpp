@@ -40,7 +40,8 @@ struct ShutdownOptions {
   bool ignore_sigpipe = true;
   /// The last spawned task leaving requests shutdown, too (batch jobs).
   bool stop_when_idle = false;
-  /// If a signal was the cause, die of it, whatever the outcome (as process 1: exit with 128 + n).
+  /// If a signal was the cause, die of it, whatever the outcome (as process 1, or of a SIGTSTP, SIGTTIN or SIGTTOU,
+  /// which would only stop the process: exit with 128 + n).
   bool exit_by_signal = false;
   /// On this signal the observer gets a snapshot() and everything goes on.
   std::optional<int> dump_signal;
