@@ -283,7 +283,8 @@ class EngineDrain {
     }
     if ((out && main_here) || now >= engine_.wait_until()) {
       late_ = !out || !main_here;
-      main_missing_ = !main_here;
+      // step_ended() overwrites `ending`, and last words may still be said after it.
+      engine_.main_was_late.store(!main_here, std::memory_order_release);
       list_stragglers();
       at_ = At::naming;
       return Next::again;
@@ -296,7 +297,7 @@ class EngineDrain {
   void list_stragglers() noexcept {
     LASTCALL_TRY {
       if (!everybody_out()) report_.stragglers = who_is_in(engine_, &engine_.sections[driver_]);
-      if (main_missing_) {
+      if (engine_.main_was_late.load(std::memory_order_relaxed)) {
         report_.stragglers.push_back(
             straggler_of("main", "", {}, engine_.requested_at.load(), engine_.main_thread));
       }
@@ -312,10 +313,6 @@ class EngineDrain {
     // There was no memory a moment ago, and may be some now.
     if (late_ && report_.stragglers.empty()) list_stragglers();
     at_ = At::telling;
-    // step_ended() overwrites `ending`, and last words may still be said after it.
-    if (engine_.ending.load(std::memory_order_acquire) == Ending::nobody) {
-      engine_.main_was_late.store(true, std::memory_order_release);
-    }
     const Clock::duration left = engine_.end_at.load() - Clock::now();
     return name_stacks(report_.stragglers, left / 2) ? Next::again : Next::leave;
   }
@@ -844,7 +841,6 @@ class EngineDrain {
   bool shared_out_ = false;      // the stage's deadline takes the abort into account
   bool callbacks_owed_ = false;  // the stage's token could not be cancelled in time for them
   bool late_ = false;            // somebody was still in at the end
-  bool main_missing_ = false;    // it had not come for it
   bool observer_missed_ = false;
   bool thread_ended_ = false;  // by itself, in what it was calling
   static constexpr std::size_t most_repeats_told = 50;
