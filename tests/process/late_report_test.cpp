@@ -3,6 +3,7 @@
 // an allocation.
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 
 #include <lastcall/lastcall.hpp>
@@ -40,8 +41,8 @@ std::atomic<bool> all_hang{false};
 // With the observer and the last words that one has without a choice.
 ShutdownOptions short_of_time() {
   ShutdownOptions options;
-  options.grace_period = 300ms;
-  options.abort_margin = 100ms;
+  options.grace_period = support::enough(300ms);
+  options.abort_margin = support::enough(100ms);
   return options;
 }
 
@@ -52,13 +53,14 @@ template <class Body, class Check>
 void sweep(Body body, Check check) {
   constexpr int most = 400;
   constexpr int at_once = 10;
+  constexpr int step = support::emulator.empty() ? 1 : 4;  // there each takes longer
   int allocations = 0;
   bool any_refused = true;
   while (any_refused && allocations < most) {
     any_refused = false;
     std::vector<Child> children;
     for (int more = 0; more < at_once; ++more) {
-      children.push_back(Child::run([&body, left = allocations + more] {
+      children.push_back(Child::run([&body, left = allocations + more * step] {
         body(left);
         support::leave(0);
       }));
@@ -68,7 +70,7 @@ void sweep(Body body, Check check) {
       INFO("after " << allocations << " allocations: " << ended.err);
       check(ended);
       any_refused = any_refused || contains(ended.out, "refused ");
-      ++allocations;
+      allocations += step;
     }
   }
   CHECK(allocations > at_once);
@@ -110,7 +112,7 @@ TEST_CASE("whichever allocation holds the drain thread, drain() returns a report
         coordinator.request_shutdown();
         const ShutdownReport report = coordinator.drain();
         // The drain thread itself would have ended before the grace period.
-        if (report.elapsed >= 300ms) support::say("late");
+        if (report.elapsed >= support::enough(300ms)) support::say("late");
         const std::string story = support::story_of(report.events, {lastcall::EventKind::phase});
         const std::string end = "phase begun finished\n";
         expect(support::count_of(story, end) == 1, "one end: " + story);
@@ -205,7 +207,7 @@ TEST_CASE("a run() that comes while drain() makes a late report ends with it") {
     INFO(moment.count() << " ms: " << ended.err);
     CHECK(ended.how == "exit 124");
     CHECK(contains(ended.err, "held worker"));
-    CHECK(watch.elapsed() < 300ms + support::slack);
+    CHECK(watch.elapsed() < support::enough(300ms) + support::slack);
   }
 }
 
@@ -229,7 +231,7 @@ TEST_CASE("with the allocator held the destructor frees nothing, and returns in 
             all = true;
             support::eventually([] { return all_hang.load(); });
           }
-          support::leave(watch.elapsed() < 300ms + support::slack ? 4 : 5);
+          support::leave(watch.elapsed() < support::enough(300ms) + support::slack ? 4 : 5);
         },
         20s);
     INFO(ended.err);

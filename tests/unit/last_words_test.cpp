@@ -199,5 +199,6 @@ TEST_CASE("More names than can be written in time: those that are left are count
   CHECK(all);
   CHECK(lines[named + 1] ==
         "lastcall:   " + std::to_string(most - named) + " more of stage 'service'\n");
-  CHECK(lines[named + 2] == "lastcall:   1 more of stage 'storage'\n");
+  // The first ones of a stage are named in any case.
+  CHECK(starts_with(lines[named + 2], "lastcall:   'other' of stage 'storage'"));
 }

@@ -62,6 +62,7 @@ inline void write_last_words(EngineState& engine, std::string_view why,
   const Clock::time_point now = Clock::now();
   const Clock::time_point last_question = now + std::chrono::milliseconds(10);
   const Clock::time_point last_name = now + std::chrono::milliseconds(20);
+  constexpr std::size_t always_named = 8;
   const auto milliseconds_since = [&](Clock::time_point since) {
     return static_cast<long long>(
         std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count());
@@ -110,7 +111,8 @@ inline void write_last_words(EngineState& engine, std::string_view why,
     std::size_t passed_by = 0;
     const bool seen = WaitGroupAccess::visit_members(group, [&](const MemberView& member) noexcept {
       ++met;
-      if (passed_by != 0 || Clock::now() >= last_name) {
+      // The first ones are a matter of microseconds, and of having a processor for them.
+      if (passed_by != 0 || (met > always_named && Clock::now() >= last_name)) {
         ++passed_by;
         return;
       }
