@@ -54,7 +54,7 @@ enum class LastWords { calls, everybody };
 /// Names the hooks that hang, main if it has not come, and every named member. Allocates nothing and
 /// takes no lock that user code can hold; a list whose lock can't be had is only counted. With thousands
 /// of members it is a matter of time: after 10 ms they are no longer asked what they wait in, after 20 ms
-/// they are counted.
+/// all but the first eight of a stage are counted.
 inline void write_last_words(EngineState& engine, std::string_view why,
                              LastWords whom = LastWords::everybody) noexcept {
   const int fd = engine.options.last_words;
