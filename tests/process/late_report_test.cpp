@@ -8,6 +8,8 @@
 
 #include <lastcall/lastcall.hpp>
 
+#include <pthread.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -187,6 +189,37 @@ TEST_CASE("whichever allocation is refused to the drain thread, its report has w
       [](const Ended& ended) { CHECK(ended.how == "exit 0"); });
 }
 
+namespace {
+
+struct DestructorHangs {
+  DestructorHangs() = default;
+  DestructorHangs(const DestructorHangs&) = default;
+  ~DestructorHangs() { support::hang(); }
+};
+
+}  // namespace
+
+TEST_CASE(
+    "whichever allocation is refused to the drain thread, what a hook threw goes where it may "
+    "hang") {
+  sweep(
+      [](int allocations) {
+        ShutdownCoordinator coordinator(short_of_time());
+        coordinator.on_stop("thrower", [allocations] {
+          throw_once_after(allocations);
+          throw DestructorHangs();
+        });
+        coordinator.on_stop("next", [] { support::say("next "); });
+        coordinator.request_shutdown();
+        static_cast<void>(coordinator.drain());
+        support::leave(0);
+      },
+      [](const Ended& ended) {
+        CHECK(ended.how == "exit 0");
+        CHECK(contains(ended.out, "next "));
+      });
+}
+
 TEST_CASE("a run() that comes while drain() makes a late report ends with it") {
   for (const std::chrono::milliseconds moment : {0ms, 310ms, 325ms, 340ms, 360ms}) {
     const support::Stopwatch watch;
@@ -264,5 +297,37 @@ TEST_CASE(
   CHECK(contains(ended.err, ", in futex\n"));
 #endif
 }
+
+#if defined(__GLIBC__)
+
+extern "C" void __libc_free(void*);
+extern "C" void free(void* block) {
+  if (all_hang) support::hang();
+  __libc_free(block);
+}
+
+// glibc frees the stacks of ended threads, and what it keeps for them, once there are more than 40 MB of them.
+TEST_CASE(
+    "with the allocator held the destructor doesn't let ended threads go, which would free them") {
+  const Ended ended = support::in_a_process(
+      [] {
+        {
+          ShutdownCoordinator coordinator(short_of_time());
+          for (int number = 0; number < 20; ++number) {
+            coordinator.on_stop("ends its thread", [] { ::pthread_exit(nullptr); });
+          }
+          coordinator.on_stop("takes the allocator", [] {
+            all_hang = true;
+            support::hang();
+          });
+        }
+        support::leave(4);
+      },
+      20s);
+  INFO(ended.err);
+  CHECK(ended.how == "exit 4");
+}
+
+#endif
 
 #endif

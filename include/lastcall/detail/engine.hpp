@@ -117,6 +117,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
         futex_wait(put_away_, somebody_does);
       return;
     }
+    const ExactTime exact;  // the caller's slack may be seconds
     stop_signal_thread();
     const Clock::time_point patience = patience_at_the_end();
     // on_signal() allocates, starts a thread and subscribes under it: each of them may hang.
@@ -177,6 +178,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     static Word flushed{0};
     static std::atomic<pid_t> flusher{0};
     static std::atomic<bool> words_begun{false};
+    keep_exact_time();
     pthread_t thread{};
     bool everybody_out = report().stragglers.empty();
     const auto flush = [](void* out) -> void* {
@@ -261,7 +263,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
     const Clock::time_point now = Clock::now();
     const Clock::time_point last =
         time_after(state_.end_at.load(), Clock::duration(std::chrono::milliseconds(80)));
-    return std::max(now, std::min(now + std::chrono::milliseconds(50), last));
+    // Whoever comes late has a moment still: a lock that is held for microseconds is not one that hangs.
+    return std::max(now + std::chrono::milliseconds(5),
+                    std::min(now + std::chrono::milliseconds(50), last));
   }
 
   struct DriverArgument {
@@ -365,15 +369,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
         state_.current_driver.fetch_or(EngineState::driver_quits, std::memory_order_acq_rel);
     futex_wake_all(&state_.current_driver);
     state_.drain_bell.ring();
-    // In user code, or, with no report made in time, in something that user code holds up.
+    // Not even let go: who lets a thread go that has ended frees it. They keep the engine.
+    if (allocator_may_hang()) return;
     const bool current_hangs =
-        state_.sections[current].state.load(std::memory_order_acquire) == Section::inside ||
-        allocator_may_hang();
+        state_.sections[current].state.load(std::memory_order_acquire) == Section::inside;
     const std::uint32_t count = drivers_started_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {
       // Those before the current one hang in user code, or came back from it too late: they keep the
       // engine, and go when they go. The current one is past its last call, or hangs in one.
-      if (i < current || (i == current && current_hangs) || allocator_may_hang()) {
+      if (i < current || (i == current && current_hangs)) {
         ::pthread_detach(drivers_[i]);
       } else {
         join_or_detach(drivers_[i], driver_arguments_[i].over, patience);
@@ -468,7 +472,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     state_.quit.store(true, std::memory_order_seq_cst);
     state_.handler_bell.ring();
     // A reload that hangs keeps its thread, and the engine with it.
-    if (in_handler_.load(std::memory_order_seq_cst) || allocator_may_hang()) {
+    if (allocator_may_hang()) return;  // as in stop_drain_threads()
+    if (in_handler_.load(std::memory_order_seq_cst)) {
       ::pthread_detach(handler_pthread_);
     } else {
       join_or_detach(handler_pthread_, handler_over_, patience);

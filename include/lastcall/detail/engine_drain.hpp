@@ -447,7 +447,9 @@ class EngineDrain {
     if (!has_standby_ && (is_last_thread() || !start_next_(start_next_context_))) return;
     engine_.standbys.store(driver_ + 1, std::memory_order_release);
     thread_ended_ = true;
-    engine_.current_driver.store(driver_ + 1, std::memory_order_release);
+    // Unless drain() has returned without this thread meanwhile: then nobody goes on.
+    std::uint32_t mine = driver_;
+    engine_.current_driver.compare_exchange_strong(mine, driver_ + 1, std::memory_order_acq_rel);
     futex_wake_all(&engine_.current_driver);
   }
 
@@ -482,17 +484,21 @@ class EngineDrain {
     Hook& hook = *std::exchange(hook_, nullptr);
     hook_name_ = &hook.name;
     hook_begun_ = Clock::now();
-    std::exception_ptr error;
+    bool threw = false;
     std::string detail;
-    // what() is the user's, too.
+    // what() is the user's, too, and so is the destructor of what was thrown.
     const bool mine =
         guarded(hook_call_, hook.name.c_str(), stage_, patience(stage_->deadline_), [&] {
-          error = thrown_by(hook.run);
-          if (error) thrown_by([&] { detail = describe_exception(error); });
+          const std::exception_ptr error = thrown_by(hook.run);
+          if (!error) return;
+          threw = true;
+          engine_.log.note_failed();  // there may be no memory for more
+          thrown_by([&] { engine_.log.add_failure(hook.name, error); });
+          thrown_by([&] { detail = describe_exception(error); });
         });
     if (!mine) return false;
     hook_name_ = nullptr;
-    note_hook(hook.name, error, detail);
+    note_hook(hook.name, threw, detail);
     return true;
   }
 
@@ -529,17 +535,12 @@ class EngineDrain {
     return std::max(deadline, now + slice);
   }
 
-  void note_hook(const std::string& name, const std::exception_ptr& error,
-                 const std::string& detail) noexcept {
+  void note_hook(const std::string& name, bool threw, const std::string& detail) noexcept {
     LASTCALL_TRY {
-      if (error) {
-        engine_.log.note_failed();  // there may be no memory for more
-        engine_.log.add_failure(name, error);
-      }
-      note(EventKind::hook, error ? EventResult::failed : EventResult::ok, stage_->name(), name,
+      note(EventKind::hook, threw ? EventResult::failed : EventResult::ok, stage_->name(), name,
            detail, hook_begun_, Clock::now());
     }
-    LASTCALL_CATCH(...) {}
+    LASTCALL_CATCH(...) { engine_.log.note_lost(); }
   }
 
   // The previous thread was left hanging in something: that is written down, and it is not called again.

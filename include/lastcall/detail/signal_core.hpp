@@ -109,18 +109,19 @@ class TrapCore {
   SignalSet withdraw(Unread unread) noexcept {
     if (member_->process.load(std::memory_order_relaxed) == 0) return {};  // a fork has done it
     // Without the lock: a fork holds it while it runs handlers of strangers, and one of those may hang.
-    if (gone_.load(std::memory_order_acquire)) return {};
+    if (nothing_left_.load(std::memory_order_acquire)) return {};
     SignalSet defaults;
     {
       SignalRegistryLock lock;
       static_cast<void>(enter_registry());
-      if (gone_.load(std::memory_order_relaxed) || is_foreign()) return {};
+      if (gone_ || is_foreign()) return {};
+      gone_ = true;  // first, since the lock is let go for a moment in what follows
       defaults = unlink(member_->held);
       give_back_mask(lock);
       strike_out(*member_);
       // Last, and released: who reads it without the lock finds all of the above done. The handlers of I6
       // have left, and no list speaks of the member, which that thread may free at once.
-      gone_.store(true, std::memory_order_release);
+      nothing_left_.store(true, std::memory_order_release);
     }
     return unread == Unread::drop ? SignalSet{} : member_->inbox.discard(defaults);
   }
@@ -163,7 +164,7 @@ class TrapCore {
     {
       SignalRegistryLock lock;
       enter_registry_or_throw();
-      if (gone_.load(std::memory_order_relaxed) || is_foreign()) {
+      if (gone_ || is_foreign()) {
         throw_logic_error(describe_signal(wanted.most_urgent()) +
                           " can't be trapped by a trap that has gone, or is another process's");
       }
@@ -242,7 +243,8 @@ class TrapCore {
   }
 
   const std::unique_ptr<SignalMember> member_;
-  std::atomic<bool> gone_{false};  // changes under the lock (I10), and never back
+  bool gone_ = false;  // under the lock (I10), and never back
+  std::atomic<bool> nothing_left_{false};
 };
 
 }  // namespace lastcall::detail

@@ -9,6 +9,8 @@
 
 #if LASTCALL_LINUX
 #include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__DragonFly__)
 #include <pthread_np.h>
 #endif
@@ -51,6 +53,29 @@ inline void keep_exact_time() noexcept {
   ::prctl(PR_SET_TIMERSLACK, 50'000UL, 0UL, 0UL, 0UL);
 #endif
 }
+
+/// The same of somebody else's thread, for a while.
+class ExactTime {
+ public:
+#if LASTCALL_LINUX
+  // prctl() of libc returns an int, which 5 s have no room in.
+  ExactTime() noexcept : before_(::syscall(SYS_prctl, PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL)) {
+    keep_exact_time();
+  }
+  ~ExactTime() {
+    if (before_ > 0) ::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(before_), 0UL, 0UL, 0UL);
+  }
+#else
+  ExactTime() noexcept {}  // not trivial: a variable of it counts as used
+#endif
+  ExactTime(const ExactTime&) = delete;
+  ExactTime& operator=(const ExactTime&) = delete;
+
+#if LASTCALL_LINUX
+ private:
+  long before_;
+#endif
+};
 
 /// Calls `attempt` until it is true, some 10,000 times a second; false if it was not by `deadline`. Once at
 /// least.
