@@ -280,13 +280,7 @@ namespace {
 
 // Somebody has the lock of stdout for ever when the shutdown is asked for.
 void ask_with_stdout_locked(ShutdownCoordinator& coordinator) {
-  std::atomic<bool> locked{false};
-  std::thread([&locked] {
-    ::flockfile(stdout);
-    locked = true;
-    hang();
-  }).detach();
-  support::eventually([&] { return locked.load(); });
+  support::lock_stdout_for_ever();
   coordinator.request_shutdown();
 }
 
@@ -523,15 +517,9 @@ TEST_CASE("run() after drain() is bounded, too, when the flush hangs, which it n
     ShutdownOptions options = quiet(400ms);
     options.last_words = STDERR_FILENO;
     ShutdownCoordinator coordinator(options);
-    std::atomic<bool> locked{false};
     coordinator.request_shutdown();
     coordinator.drain();
-    std::thread([&] {
-      ::flockfile(stdout);
-      locked = true;
-      hang();
-    }).detach();
-    support::eventually([&] { return locked.load(); });
+    support::lock_stdout_for_ever();
 #if LASTCALL_LINUX && defined(__LP64__)
     ::prctl(PR_SET_TIMERSLACK, 5'000'000'000UL, 0, 0, 0);  // main's own, to save power
 #endif

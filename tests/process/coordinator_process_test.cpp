@@ -726,13 +726,7 @@ TEST_CASE("no thread for the flush of run() after drain(): it is left out, and t
     ShutdownCoordinator coordinator(options);
     coordinator.request_shutdown();
     coordinator.drain();
-    std::atomic<bool> locked{false};
-    std::thread([&locked] {
-      ::flockfile(stdout);
-      locked = true;
-      hang();
-    }).detach();
-    support::eventually([&] { return locked.load(); });
+    support::lock_stdout_for_ever();
     if (!forbid_threads()) {
       support::write_all(STDERR_FILENO, "the streams are not flushed");
       support::leave(0);

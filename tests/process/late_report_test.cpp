@@ -48,6 +48,13 @@ ShutdownOptions short_of_time() {
   return options;
 }
 
+// A worker that stays, and a hook after which the drain thread is alone; `then` is done on that thread.
+template <class Then>
+void hold_worker_and_hook(ShutdownCoordinator& coordinator, Then then) {
+  coordinator.spawn("held worker", [] { support::hang(); });
+  coordinator.on_stop("hook", then);
+}
+
 // Each operator new of the drain thread after the last hook in turn (those for more than usual alignment left out):
 // `body` in a process whose drain thread hangs in it, or is refused it; several at once, since they do little but wait.
 // Until there is none left: what it is says so on stdout.
@@ -109,8 +116,7 @@ TEST_CASE("whichever allocation holds the drain thread, drain() returns a report
   sweep(
       [](int allocations) {
         ShutdownCoordinator coordinator(short_of_time());
-        coordinator.spawn("held worker", [] { support::hang(); });
-        coordinator.on_stop("hook", [allocations] { allocations_left = allocations; });
+        hold_worker_and_hook(coordinator, [allocations] { allocations_left = allocations; });
         coordinator.request_shutdown();
         const ShutdownReport report = coordinator.drain();
         // The drain thread itself would have ended before the grace period.
@@ -138,8 +144,7 @@ TEST_CASE(
   sweep(
       [](int allocations) {
         ShutdownCoordinator coordinator(short_of_time());
-        coordinator.spawn("held worker", [] { support::hang(); });
-        coordinator.on_stop("hook", [allocations] { allocations_left = allocations; });
+        hold_worker_and_hook(coordinator, [allocations] { allocations_left = allocations; });
       },
       [&late](const Ended& ended) {
         late += contains(ended.err, "lastcall: out of time") ? 1 : 0;
@@ -163,8 +168,7 @@ TEST_CASE("whichever allocation is refused to the drain thread, whoever is in is
     sweep(
         [runs](int allocations) {
           ShutdownCoordinator coordinator(short_of_time());
-          coordinator.spawn("held worker", [] { support::hang(); });
-          coordinator.on_stop("hook", [allocations] { throw_once_after(allocations); });
+          hold_worker_and_hook(coordinator, [allocations] { throw_once_after(allocations); });
           coordinator.request_shutdown();
           if (runs) coordinator.run();
         },
@@ -179,8 +183,7 @@ TEST_CASE("whichever allocation is refused to the drain thread, its report has w
   sweep(
       [](int allocations) {
         ShutdownCoordinator coordinator(short_of_time());
-        coordinator.spawn("held worker", [] { support::hang(); });
-        coordinator.on_stop("hook", [allocations] { throw_once_after(allocations); });
+        hold_worker_and_hook(coordinator, [allocations] { throw_once_after(allocations); });
         coordinator.request_shutdown();
         const ShutdownReport report = coordinator.drain();
         expect(report.outcome == Outcome::overrun, "an overrun");

@@ -9,13 +9,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,6 +40,17 @@ inline lastcall::ShutdownOptions quiet(std::chrono::milliseconds grace = std::ch
 /// Whatever happens.
 [[noreturn]] inline void hang() {
   for (;;) ::pause();
+}
+
+/// From now on another thread has stdout's lock, for ever.
+inline void lock_stdout_for_ever() {
+  static std::atomic<bool> locked{false};
+  std::thread([] {
+    ::flockfile(stdout);
+    locked = true;
+    hang();
+  }).detach();
+  eventually([] { return locked.load(); });
 }
 
 /// "hook failed service/flush": kind, result, stage and name.
