@@ -242,8 +242,8 @@ void one_life(const stress::Options& options, Random& random) {
     }
   }
   check_life(*life, reports, stage_count);
-  const std::string after = stress::state_of_process();
-  if (after != before) stress::fail("[back] dispositions, before:\n" + before + "after:\n" + after);
+  const std::string changed = stress::difference(before, stress::state_of_process());
+  check(changed.empty(), "[back] " + changed);
   check(support::open_descriptors() == descriptors, "[back] descriptors");
   ++lives;
 }

@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <cstdint>
+#include <sstream>
 #include <string>
 
 namespace stress {
@@ -24,6 +25,19 @@ inline std::string state_of_process() {
   ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
   for (int number = 1; number <= SIGRTMAX; ++number) {
     words += ::sigismember(&mask, number) == 1 ? '1' : '0';
+  }
+  return words;
+}
+
+/// The words of the two that differ; empty if none do.
+inline std::string difference(const std::string& before, const std::string& after) {
+  std::istringstream was(before);
+  std::istringstream is(after);
+  std::string one;
+  std::string other;
+  std::string words;
+  while (was >> one && is >> other) {
+    if (one != other) words += (words.empty() ? "" : ", ") + one + " became " + other;
   }
   return words;
 }

@@ -9,6 +9,11 @@
 //  [child]    in a forked child the dispositions are those from before the traps, and a new trap works
 //  [both]     a number is trapped or ignored, never both at once
 //  [back]     at the end of each epoch every disposition, mask and descriptor is as before
+//
+// Under ThreadSanitizer the tool's own runtime stands between the kernel and every handler, and does what
+// no kernel does: README.md of this directory has it. So under it alone, threads take what waits with them
+// before they end, one at a time changes the number that has foreign handlers, and the thread that
+// joins the others has its signals blocked.
 #include <lastcall/cancellation.hpp>
 #include <lastcall/signal_trap.hpp>
 
@@ -64,6 +69,14 @@ void install(int number, void (*handler)(int)) {
   action.sa_handler = handler;
   ::sigemptyset(&action.sa_mask);
   ::sigaction(number, &action, nullptr);
+}
+
+// Blocks all but the alarm of who waits for ever; what has come till then is handled before it returns.
+void block_signals() {
+  sigset_t all;
+  ::sigfillset(&all);
+  ::sigdelset(&all, SIGALRM);
+  ::pthread_sigmask(SIG_SETMASK, &all, nullptr);
 }
 
 // ---- What threads do
@@ -187,6 +200,8 @@ void on_top(int number, siginfo_t* info, void* context) {
 }
 void dress_up(Random& random) {
   if (random.one_in(2)) {
+    std::unique_lock<std::mutex> alone(fashion, std::defer_lock);
+    if (support::under_tsan) alone.lock();
     const SignalTrap trap{fashionable()};
     ::raise(fashionable());
     return;
@@ -221,9 +236,13 @@ void one_epoch(const stress::Options& options, Random& random) {
     // Held by nobody in particular, throughout: read by all, and by two who block in it.
     SignalTrap shared{SIGURG, SIGUSR1, foreign(), counted()};
     CancellationSource over;
+    sigset_t mask;
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    if (support::under_tsan) block_signals();
     support::Threads readers;
     for (int reader = 0; reader < 2; ++reader) {
       readers.start([&] {
+        ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
         while (const auto got = shared.wait(over.token())) {
           check(got->number != foreign(), "[foreign] a child's signal came to its parent");
         }
@@ -236,6 +255,7 @@ void one_epoch(const stress::Options& options, Random& random) {
       for (int number = 0; number < count; ++number) {
         threads.start([&, number, seed = random.next()] {
           Random own(seed);
+          ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
           line.ready_steady_go();
           for (int turn = 0; turn < (support::under_sanitizer ? 60 : 200); ++turn) {
             switch (own.below(12)) {
@@ -250,11 +270,13 @@ void one_epoch(const stress::Options& options, Random& random) {
               case 8:
               case 9: dress_up(own); break;
               case 10:
-                if (number < 2 && own.one_in(8)) fork_a_child();
+                // Clang 14's AddressSanitizer may leave its allocator locked in a child.
+                if (!support::under_asan && number < 2 && own.one_in(8)) fork_a_child();
                 break;
               default: read_along(shared, own); break;
             }
           }
+          if (support::under_tsan) block_signals();
         });
       }
     }
@@ -265,10 +287,12 @@ void one_epoch(const stress::Options& options, Random& random) {
     }
     over.cancel();
     readers.join();
+    ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
   }
   check(support::under_tsan ? handled <= sent : handled == sent, "[counted] one was handled twice");
   // The shared trap's own unread signals may be raised again as it goes: harmless kinds only.
-  check(stress::state_of_process() == before, "[back] a disposition or a mask is another");
+  const std::string changed = stress::difference(before, stress::state_of_process());
+  check(changed.empty(), "[back] " + changed);
   check(support::open_descriptors() == descriptors, "[back] descriptors are left");
 }
 
