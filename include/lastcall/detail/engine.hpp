@@ -3,6 +3,7 @@
 
 #include <lastcall/detail/engine_drain.hpp>
 #include <lastcall/detail/engine_signal.hpp>
+#include <lastcall/detail/signal_takers.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
 
 #include <algorithm>
@@ -26,8 +27,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   EngineState& state() noexcept { return state_; }
 
-  /// Traps the signals and starts the two threads. All or nothing: std::system_error,
-  /// std::invalid_argument (a signal that can't be trapped), std::logic_error (a SignalIgnore holds it).
+  /// Traps the signals and starts the two threads, and those that take signals with a handler beneath. All or
+  /// nothing: std::system_error, std::invalid_argument (a signal that can't be trapped), std::logic_error (a
+  /// SignalIgnore holds it).
   void start() {
     // Threads that are abandoned run on after the coordinator; and it may trap nothing, which would do it.
     pin_module_of(reinterpret_cast<const void*>(&signal_main));
@@ -45,9 +47,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
       }
       if (!stays_ignored(number)) wanted_.push_back(number);
     }
+    const auto for_takers = std::partition(wanted_.begin(), wanted_.end(),
+                                           [](int number) { return !has_handler_beneath(number); });
     if (!wanted_.empty()) trap_.subscribe(std::span<const int>(wanted_));
-    const BlockAllSignals
-        quiet;  // the threads inherit it; the signal thread unblocks what is trapped
+    // The threads inherit it; the signal thread and the takers unblock what is trapped.
+    const BlockAllSignals quiet;
+    if (for_takers != wanted_.end()) takers_.start();
+    for (auto at = for_takers; at != wanted_.end(); ++at) takers_.take(*at);
+    wanted_.erase(for_takers, wanted_.end());
     start_signal_thread();
     if (!start_drain_thread(0)) {
       const int error = errno;
@@ -76,6 +83,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     handler->run = std::move(run);
     handlers_.reserve(handlers_.size() + 1);
     if (!handler_thread_) start_handler_thread();
+    handler->has_takers = has_handler_beneath(number);
+    if (handler->has_takers) {
+      const BlockAllSignals quiet;
+      takers_.start();
+    }
     handler->next = state_.handlers.load(std::memory_order_relaxed);
     SignalHandler* const added = handler.get();
     handlers_.push_back(std::move(handler));
@@ -89,7 +101,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
       added->number.store(0, std::memory_order_relaxed);
       LASTCALL_RETHROW;
     }
-    state_.signal_bell.raise();  // its thread unblocks the new one
+    if (added->has_takers) {
+      takers_.take(number);
+    } else {
+      state_.signal_bell.raise();  // its thread unblocks the new one
+    }
   }
 
   /// Waits until all is done, as `how`. Returns once the end is in the caller's hands; if the process is
@@ -127,6 +143,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
     unsubscribed_ = is_registry_free_by(patience);
     if (unsubscribed_) trap_.unsubscribe_all(Unread::drop);
+    // A stranger's handler may hang in one; those that are idle need a moment only.
+    if (!on_signal_hangs_) {
+      takers_.stop(std::min(patience, Clock::now() + std::chrono::milliseconds(10)),
+                   allocator_may_hang());
+    }
     restore_sigpipe();
     // What still runs between here and a thread's very end is destructors of thread_local objects.
     stop_drain_threads(patience);
@@ -513,8 +534,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   EngineSignals signals_;
   EngineDrain drain_;
 
-  std::mutex mutex_;  // on_signal(), put_away()
-  std::vector<int> wanted_;
+  std::mutex mutex_;         // on_signal(), put_away()
+  SignalTakers takers_;      // start(), and under mutex_
+  std::vector<int> wanted_;  // what the signal thread takes
   std::vector<std::unique_ptr<SignalHandler>> handlers_;
   pthread_t signal_thread_{};
   bool signal_thread_runs_ = false;

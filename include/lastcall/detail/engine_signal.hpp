@@ -68,7 +68,7 @@ class EngineSignals {
     for (SignalHandler* added = newest; added != seen_handlers_ && added != nullptr;
          added = added->next) {
       const int number = added->number.load(std::memory_order_relaxed);
-      if (number != 0) unblock(&number, 1);
+      if (number != 0 && !added->has_takers) unblock(&number, 1);
     }
     seen_handlers_ = newest;
   }
