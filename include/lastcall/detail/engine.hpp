@@ -141,8 +141,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     try_until(patience, [&lock] { return lock.try_lock(); });
     on_signal_hangs_ = !lock.owns_lock();
     // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
-    unsubscribed_ = is_registry_free_by(patience);
-    if (unsubscribed_) trap_.unsubscribe_all(Unread::drop);
+    unsubscribed_ = trap_.unsubscribe_all_by(patience);
     // A stranger's handler may hang in one; those that are idle need a moment only.
     if (!on_signal_hangs_) {
       takers_.stop(std::min(patience, Clock::now() + std::chrono::milliseconds(10)),
@@ -312,14 +311,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static bool has_signal_ignore(int number) noexcept {
     const SignalRegistryLock lock;
     return signal_registry.ignored[number].count > 0;
-  }
-
-  static bool is_registry_free_by(Clock::time_point deadline) noexcept {
-    const BlockAllSignals quiet;  // as whoever has the registry's lock
-    const bool had =
-        try_until(deadline, [] { return ::pthread_mutex_trylock(&signal_registry.mutex) == 0; });
-    if (had) ::pthread_mutex_unlock(&signal_registry.mutex);
-    return had;
   }
 
   // ---- the signal thread ----

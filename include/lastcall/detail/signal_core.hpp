@@ -105,23 +105,23 @@ class TrapCore {
   /// open.
   void unsubscribe_all(Unread unread) noexcept { raise_again(withdraw(unread)); }
 
-  /// The same, but says what is to be raised again instead of doing so.
+  /// The same with what was not read dropped; but gives up, with nothing changed, if another has the registry
+  /// until `deadline`, and is false then: a fork holds it while it runs handlers of strangers, which may hang.
+  bool unsubscribe_all_by(Clock::time_point deadline) noexcept {
+    if (has_nothing_left()) return true;
+    SignalRegistryLock lock(deadline);
+    SignalSet defaults;
+    if (lock.owns_lock()) static_cast<void>(put_all_back(lock, defaults));
+    return lock.owns_lock();
+  }
+
+  /// unsubscribe_all(), but says what is to be raised again instead of doing so.
   SignalSet withdraw(Unread unread) noexcept {
-    if (member_->process.load(std::memory_order_relaxed) == 0) return {};  // a fork has done it
-    // Without the lock: a fork holds it while it runs handlers of strangers, and one of those may hang.
-    if (nothing_left_.load(std::memory_order_acquire)) return {};
+    if (has_nothing_left()) return {};
     SignalSet defaults;
     {
       SignalRegistryLock lock;
-      static_cast<void>(enter_registry());
-      if (gone_ || is_foreign()) return {};
-      gone_ = true;  // first, since the lock is let go for a moment in what follows
-      defaults = unlink(member_->held);
-      give_back_mask(lock);
-      strike_out(*member_);
-      // Last, and released: who reads it without the lock finds all of the above done. The handlers of I6
-      // have left, and no list speaks of the member, which that thread may free at once.
-      nothing_left_.store(true, std::memory_order_release);
+      if (!put_all_back(lock, defaults)) return {};
     }
     return unread == Unread::drop ? SignalSet{} : member_->inbox.discard(defaults);
   }
@@ -198,6 +198,27 @@ class TrapCore {
                         " handlers of lastcall's lie under other people's already");
     }
     throw_system_error(error, "installing the handler of " + describe_signal(failed));
+  }
+
+  // Without the lock, which may not be to be had. 0: a fork has put everything back.
+  bool has_nothing_left() const noexcept {
+    return member_->process.load(std::memory_order_relaxed) == 0 ||
+           nothing_left_.load(std::memory_order_acquire);
+  }
+
+  // Under the lock. False: somebody has done it, or it is another process's. The numbers whose disposition is
+  // SIG_DFL again are put into `defaults`.
+  bool put_all_back(SignalRegistryLock& lock, SignalSet& defaults) noexcept {
+    static_cast<void>(enter_registry());
+    if (gone_ || is_foreign()) return false;
+    gone_ = true;
+    defaults = unlink(member_->held);
+    give_back_mask(lock);
+    strike_out(*member_);
+    // Last, and released: who reads it without the lock finds all of the above done. The handlers of I6
+    // have left, and no list speaks of the member, which that thread may free at once.
+    nothing_left_.store(true, std::memory_order_release);
+    return true;
   }
 
   // Under the lock. The numbers whose disposition is SIG_DFL again.

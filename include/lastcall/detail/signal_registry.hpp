@@ -7,9 +7,11 @@
 // of <lastcall/signal_trap.hpp>.
 #pragma once
 
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/config.hpp>
 #include <lastcall/detail/signal_inbox.hpp>
 #include <lastcall/detail/signal_numbers.hpp>
+#include <lastcall/detail/thread.hpp>
 
 #include <pthread.h>
 #include <sched.h>
@@ -106,16 +108,39 @@ inline void back_off(int turn) noexcept {
   }
 }
 
-/// Blocks every signal, saying what was blocked before, and takes the registry. (I10)
-inline sigset_t lock_registry() noexcept {
+/// Blocks every signal, saying what was blocked before.
+inline sigset_t block_all_signals() noexcept {
   sigset_t all;
   sigset_t before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  ::pthread_mutex_lock(&signal_registry.mutex);
+  return before;
+}
+
+/// Under the mutex: handlers give way from now on.
+inline void make_handlers_give_way() noexcept {
   // Acquire and release: what a handler that gives way sees is whole, and what it has done is seen.
   for (int turn = 0; signal_registry.changing.exchange(true, std::memory_order_acquire); ++turn) {
     back_off(turn);
+  }
+}
+
+/// Blocks every signal, saying what was blocked before, and takes the registry. (I10)
+inline sigset_t lock_registry() noexcept {
+  const sigset_t before = block_all_signals();
+  ::pthread_mutex_lock(&signal_registry.mutex);
+  make_handlers_give_way();
+  return before;
+}
+
+/// The same, unless another has the registry until `deadline`; then the mask is as it was, and `had` false.
+inline sigset_t lock_registry_by(Clock::time_point deadline, bool& had) noexcept {
+  const sigset_t before = block_all_signals();
+  had = try_until(deadline, [] { return ::pthread_mutex_trylock(&signal_registry.mutex) == 0; });
+  if (had) {
+    make_handlers_give_way();
+  } else {
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
   return before;
 }
@@ -131,13 +156,20 @@ inline void unlock_registry(const sigset_t& mask) noexcept {
 class SignalRegistryLock {
  public:
   SignalRegistryLock() noexcept : mask_after_(lock_registry()) {}
+  /// Tries until `deadline`, and may not have it then.
+  explicit SignalRegistryLock(Clock::time_point deadline) noexcept
+      : mask_after_(lock_registry_by(deadline, had_)) {}
   SignalRegistryLock(const SignalRegistryLock&) = delete;
   SignalRegistryLock& operator=(const SignalRegistryLock&) = delete;
-  ~SignalRegistryLock() { unlock_registry(mask_after_); }
+  ~SignalRegistryLock() {
+    if (had_) unlock_registry(mask_after_);
+  }
+  bool owns_lock() const noexcept { return had_; }
   /// The thread's mask as it was, and as it will be again: to be changed at will.
   sigset_t& mask_after() noexcept { return mask_after_; }
 
  private:
+  bool had_ = true;
   sigset_t mask_after_;
 };
 

@@ -192,6 +192,22 @@ void chained_handler_hangs(Stand& stand) {
   lifetime.run();
 }
 
+// The same, and nobody but the library takes the signal, whichever of its threads that is.
+void chained_handler_hangs_alone(Stand& stand) {
+  struct sigaction own {};
+  own.sa_handler = [](int) { hang(); };
+  ::sigaction(SIGTERM, &own, nullptr);
+  sigset_t all;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  ShutdownCoordinator lifetime(stand.options());
+  lifetime.spawn("held worker", [&stand] {
+    stand.ready();
+    hang();
+  });
+  lifetime.run();
+}
+
 // ---- starved ---------------------------------------------------------------------------------------
 
 // cgroup v1 or v2, with the right to make one: a fifth of one processor, in slices of 100 ms.
@@ -383,6 +399,8 @@ void add_process_wide(std::vector<Adversary>& all) {
   add("std::terminate(), handler hangs", "exit 124", {"held worker"}, worker_terminates);
   add("signal handler hangs in a worker", "exit 124", {"held worker"}, handler_hangs);
   add("signal handler hangs, chained", "exit 0", {}, chained_handler_hangs).bound = Bound::at_once;
+  add("signal handler hangs, all block it", "exit 124", {"held worker"},
+      chained_handler_hangs_alone);
   Adversary& slow = add("throttled to a fifth", "exit 124", {"held worker"}, throttled);
   slow.extra = 300ms;  // throttled for up to 80 ms at a time, at every step
   slow.clean_up = remove_cgroup;
