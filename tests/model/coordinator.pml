@@ -16,6 +16,7 @@
  *   C5  whoever finds a report finds it complete
  *   C6  the first wish asks, the second SIGINT aborts, the third ends the process, whatever hangs
  *   C7  once somebody asked, the end of time ends the process, or drain()'s wait, whatever hangs
+ *   C8  the last words are never said by two at once
  *
  * SCENE 1: time never runs out. Hooks return or hang; main calls drain(). All is run, drain() returns.
  *       2: time may run out; hooks and the flush hang; main calls run(). The process ends.
@@ -39,8 +40,15 @@
  *       14 SCENE=1 (C1) a drain thread looks at its bell after its look at what there is to do
  *       15 SCENE=4 (C6) a second wish waits for the hook that runs
  *       16 SCENE=2 (C7) who is leaving counts as having handed over the end, and its flush hangs
+ *       17 SCENE=4 (C6) the thread that keeps the clock takes the signals, and hangs in a handler beneath the trap
+ *       18 SCENE=4 (C6) there is one thread to take them, which hangs there with the first
+ *       19 SCENE=2 (C7) who finds that the last words are being said waits until they are, and that hangs
+ *       20 SCENE=2 (C8) who says the last words looks whether they are being said, and then says that it does
  *
  * With -DHOOKS=2 there are two hooks and a third drain thread: ten times the states.
+ *
+ * A signal is taken by a thread that does nothing else, since a handler of the program's that was there before
+ * is called on, on that thread, and may hang.
  *
  * What is not modelled: stages after the first and the sharing out of their time, the group (wait_group.pml)
  * and the tree (cancellation.pml), observers and the naming of stacks (called as hooks are), the announce
@@ -107,6 +115,8 @@ bool out_of_time;         /* the end has */
 
 /* The signal thread. */
 byte signals;             /* in the trap's pipe */
+byte takers = (BUG == 18 -> 1 : WISHES);
+bool clock_hangs;         /* BUG 17 */
 byte sent;
 bool bell;
 byte wakes_at = NEVER;
@@ -141,6 +151,9 @@ byte ending;
 #define WITHOUT 2
 byte done;
 bool report, taken_over, leaving;
+bool words, told;         /* words_begun; the drain thread is past them */
+byte saying;              /* so many say them */
+bool moment_over;         /* what the one who says them has more */
 bool main_sleeps;
 bool drain_returned;
 bool over;                /* the process is gone */
@@ -174,6 +187,25 @@ inline begin() {
 #else
 #define handed_over (done != NOT_DONE && !leaving && !drain_is_late)
 #endif
+
+#define being_said (words && !told && (leaving || done == NOT_DONE))
+#if BUG == 19
+#define forced (out_of_time && !being_said)
+#else
+#define forced (out_of_time && (!being_said || moment_over))
+#endif
+
+inline begin_words(first) {
+#if BUG == 20
+  first = !words;
+  words = true
+#else
+  atomic { first = !words; words = true }
+#endif
+}
+inline say_words() {
+  atomic { assert(saying == 0); saying++ }  /* C8 */
+}
 
 /* `current` changes by the one that looks alone. */
 inline look(next) {
@@ -230,8 +262,11 @@ proctype signal_thread() {
        :: bell
        :: signals > 0
        :: plan < END && late[plan]
-       :: plan == END && out_of_time
+       :: plan == END && forced
        fi;
+#if BUG == 17
+       !clock_hangs;
+#endif
        atomic {
 #if BUG != 13
          bell = false;
@@ -272,14 +307,24 @@ proctype signal_thread() {
        fi;
        /* end_by_force() */
        if
-       :: requested && out_of_time ->
+       :: requested && forced ->
           if
           :: handed_over
           :: else ->
              if
              :: done == NOT_DONE && ending == DRAIN ->
                 if :: report -> set_done(WITH_REPORT) :: else -> set_done(WITHOUT) fi
-             :: else -> exit_process()
+             :: else ->
+                if
+                :: told -> say_words(); exit_process()
+                :: else ->
+                   begin_words(won);
+                   if
+                   :: won -> say_words(); exit_process()
+                   :: !won && moment_over -> exit_process()
+                   :: else  /* the drain thread has just begun */
+                   fi
+                fi
              fi
           fi
        :: else
@@ -437,6 +482,24 @@ proctype driver(byte mine) {
           :: else ->
              leaving = true;
              set_done(WITH_REPORT);
+             /* say_what_was_missed(), if anything was */
+             won = false;
+             if
+             :: skip
+             :: SCENE == 2 && out_of_time -> begin_words(won)
+             fi;
+             if
+             :: won ->
+                say_words();
+                if
+                :: skip
+                :: true ->
+             false
+                fi;
+                saying--
+             :: else
+             fi;
+             told = true;
              /* The flush. */
              if
              :: skip
@@ -540,7 +603,14 @@ proctype world() {
     :: !over && begun[0] && !late[0] -> late[0] = true
     :: !over && begun[1] && late[0] && !late[1] -> late[1] = true
     :: !over && TIME_RUNS_OUT && requested && !out_of_time -> out_of_time = true
-    :: !over && sent < WISHES && !quit -> atomic { sent++; signals++ }
+    :: !over && out_of_time && words && !moment_over -> moment_over = true
+#if BUG == 17
+    :: !over && sent < WISHES && !quit && !clock_hangs ->
+       atomic { sent++; signals++; if :: clock_hangs = true :: skip fi }
+#else
+    :: !over && sent < WISHES && !quit && takers > 0 ->
+       atomic { sent++; signals++; if :: takers-- :: skip fi }
+#endif
     od
   }
 }

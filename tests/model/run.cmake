@@ -64,7 +64,8 @@ lastcall_runs(signal_trap "-O0 ${safety} -DMEMLIM=1900" "-m200000"
 lastcall_runs(coordinator "-O0 ${safety} -DMEMLIM=1900" "-E -m200000"
   "BUG=1 SCENE=1" "BUG=2 SCENE=1 HOOKS=2" "BUG=3 SCENE=1" "BUG=4 SCENE=1" "BUG=5 SCENE=1" "BUG=6 SCENE=1 HOOKS=2"
   "BUG=7 SCENE=5" "BUG=8 SCENE=3" "BUG=9 SCENE=1" "BUG=10 SCENE=1" "BUG=11 SCENE=3" "BUG=12 SCENE=2"
-  "BUG=13 SCENE=1" "BUG=14 SCENE=1" "BUG=15 SCENE=4" "BUG=16 SCENE=2")
+  "BUG=13 SCENE=1" "BUG=14 SCENE=1" "BUG=15 SCENE=4" "BUG=16 SCENE=2" "BUG=17 SCENE=4" "BUG=18 SCENE=4"
+  "BUG=19 SCENE=2" "BUG=20 SCENE=2")
 
 # Litmus tests: the head of each file says how many bugs it can have.
 file(GLOB litmus RELATIVE "${CMAKE_CURRENT_LIST_DIR}" "${CMAKE_CURRENT_LIST_DIR}/litmus/*.c")
