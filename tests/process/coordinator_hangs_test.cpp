@@ -53,8 +53,8 @@ namespace {
 
 // Stages have 300 ms each, the first one what is left: some 500 ms.
 ShutdownOptions options_with_stages() {
-  ShutdownOptions options = quiet(1500ms);
-  options.abort_margin = 300ms;
+  ShutdownOptions options = quiet(support::enough(1500ms));
+  options.abort_margin = support::enough(300ms);
   return options;
 }
 
@@ -351,8 +351,8 @@ TEST_CASE("an observer that hangs is abandoned, whatever it is told, and every h
     INFO("hangs at event " << hangs_at);
     Diary diary;
     std::atomic<int> told{0};
-    ShutdownOptions options = quiet(500ms);
-    options.abort_margin = 100ms;
+    ShutdownOptions options = quiet(support::enough(500ms));
+    options.abort_margin = support::enough(100ms);
     options.observer = std::make_shared<support::Witness>([&](const lastcall::Event&) {
       if (told++ == hangs_at) hang();
     });

@@ -61,8 +61,9 @@ void hold_worker_and_hook(ShutdownCoordinator& coordinator, Then then) {
 template <class Body, class Check>
 void sweep(Body body, Check check) {
   constexpr int most = 400;
-  constexpr int at_once = 10;
-  constexpr int step = support::emulator.empty() ? 1 : 4;  // there each takes longer
+  // An emulator's take longer, and all of a processor.
+  constexpr int at_once = support::emulator.empty() ? 10 : 3;
+  constexpr int step = support::emulator.empty() ? 1 : 4;
   int allocations = 0;
   bool any_refused = true;
   while (any_refused && allocations < most) {
