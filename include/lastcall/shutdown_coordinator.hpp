@@ -45,10 +45,9 @@ namespace lastcall {
 /// Sees a process to its end. One at a time in a process. All members are thread-safe.
 class ShutdownCoordinator {
  public:
-  /// Traps the signals and starts two threads that sleep, and four more if the program has a handler for
-  /// one of the signals already, which is called on. Throws std::logic_error if there is another
-  /// coordinator, or if a SignalIgnore holds one of the signals; std::invalid_argument for negative times,
-  /// an announce delay that is not below the grace period, or signals that can't be trapped;
+  /// Traps the signals and starts two threads that sleep. Throws std::logic_error if there is another
+  /// one, or if a SignalIgnore holds one of the signals; std::invalid_argument for negative times, an
+  /// announce delay that is not below the grace period, or signals that can't be trapped;
   /// std::system_error if descriptors or threads have run out. Nothing has changed then.
   explicit ShutdownCoordinator(ShutdownOptions options = {}) {
     check(options);

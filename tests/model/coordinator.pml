@@ -40,15 +40,15 @@
  *       14 SCENE=1 (C1) a drain thread looks at its bell after its look at what there is to do
  *       15 SCENE=4 (C6) a second wish waits for the hook that runs
  *       16 SCENE=2 (C7) who is leaving counts as having handed over the end, and its flush hangs
- *       17 SCENE=4 (C6) the thread that keeps the clock takes the signals, and hangs in a handler beneath the trap
- *       18 SCENE=4 (C6) there is one thread to take them, which hangs there with the first
+ *       17 SCENE=4 (C6) the thread that keeps the clock runs the handler beneath the trap, too, and hangs there
+ *       18 SCENE=4 (C6) other threads take the signals, and nobody does when all of them hang there
  *       19 SCENE=2 (C7) who finds that the last words are being said waits until they are, and that hangs
  *       20 SCENE=2 (C8) who says the last words looks whether they are being said, and then says that it does
  *
  * With -DHOOKS=2 there are two hooks and a third drain thread: ten times the states.
  *
- * A signal is taken by a thread that does nothing else, since a handler of the program's that was there before
- * is called on, on that thread, and may hang.
+ * A signal is taken by a thread of the program's, where a handler that was there before is called on, and may hang;
+ * or, if none does, by the signal thread, without that handler.
  *
  * What is not modelled: stages after the first and the sharing out of their time, the group (wait_group.pml)
  * and the tree (cancellation.pml), observers and the naming of stacks (called as hooks are), the announce
@@ -115,7 +115,8 @@ bool out_of_time;         /* the end has */
 
 /* The signal thread. */
 byte signals;             /* in the trap's pipe */
-byte takers = (BUG == 18 -> 1 : WISHES);
+#define PROGRAM_THREADS 2
+byte hung;                /* of those, in the handler beneath */
 bool clock_hangs;         /* BUG 17 */
 byte sent;
 bool bell;
@@ -604,12 +605,13 @@ proctype world() {
     :: !over && begun[1] && late[0] && !late[1] -> late[1] = true
     :: !over && TIME_RUNS_OUT && requested && !out_of_time -> out_of_time = true
     :: !over && out_of_time && words && !moment_over -> moment_over = true
+    :: !over && sent < WISHES && !quit && hung < PROGRAM_THREADS ->
+       atomic { sent++; signals++; if :: hung++ :: skip fi }
 #if BUG == 17
-    :: !over && sent < WISHES && !quit && !clock_hangs ->
-       atomic { sent++; signals++; if :: clock_hangs = true :: skip fi }
-#else
-    :: !over && sent < WISHES && !quit && takers > 0 ->
-       atomic { sent++; signals++; if :: takers-- :: skip fi }
+    :: !over && sent < WISHES && !quit && hung == PROGRAM_THREADS && !clock_hangs ->
+       atomic { sent++; signals++; clock_hangs = true }
+#elif BUG != 18
+    :: !over && sent < WISHES && !quit && hung == PROGRAM_THREADS -> atomic { sent++; signals++ }
 #endif
     od
   }

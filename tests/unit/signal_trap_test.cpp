@@ -57,14 +57,15 @@ bool is_blocked(int number) {
   return ::sigismember(&now, number) == 1;
 }
 
-void block(int number) {
+void change_mask(int how, int number) {
   sigset_t set;
   ::sigemptyset(&set);
   ::sigaddset(&set, number);
-  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  ::pthread_sigmask(how, &set, nullptr);
 }
 
-void unblock(int number) { lastcall::detail::unblock(&number, 1); }
+void block(int number) { change_mask(SIG_BLOCK, number); }
+void unblock(int number) { change_mask(SIG_UNBLOCK, number); }
 
 std::vector<int> numbers_pending(SignalTrap& trap) {
   std::vector<int> numbers;

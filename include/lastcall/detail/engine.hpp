@@ -3,7 +3,6 @@
 
 #include <lastcall/detail/engine_drain.hpp>
 #include <lastcall/detail/engine_signal.hpp>
-#include <lastcall/detail/signal_takers.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
 
 #include <algorithm>
@@ -27,16 +26,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   EngineState& state() noexcept { return state_; }
 
-  /// Traps the signals and starts the two threads, and those that take signals with a handler beneath. All or
-  /// nothing: std::system_error, std::invalid_argument (a signal that can't be trapped), std::logic_error (a
-  /// SignalIgnore holds it).
+  /// Traps the signals and starts the two threads. All or nothing: std::system_error,
+  /// std::invalid_argument (a signal that can't be trapped), std::logic_error (a SignalIgnore holds it).
   void start() {
     // Threads that are abandoned run on after the coordinator; and it may trap nothing, which would do it.
     pin_module_of(reinterpret_cast<const void*>(&signal_main));
     warm_up_stack_capture();
+    std::vector<int> wanted;
     for (const int number : state_.options.signals) {
       check_signal(number, "trapped");
-      if (!stays_ignored(number)) wanted_.push_back(number);
+      if (!stays_ignored(number)) wanted.push_back(number);
     }
     if (state_.options.dump_signal) {
       const int number = *state_.options.dump_signal;
@@ -45,16 +44,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
         throw_invalid_argument("dump_signal: " + describe_signal(number) +
                                " is a shutdown signal already");
       }
-      if (!stays_ignored(number)) wanted_.push_back(number);
+      if (!stays_ignored(number)) wanted.push_back(number);
     }
-    const auto for_takers = std::partition(wanted_.begin(), wanted_.end(),
-                                           [](int number) { return !has_handler_beneath(number); });
-    if (!wanted_.empty()) trap_.subscribe(std::span<const int>(wanted_));
-    // The threads inherit it; the signal thread and the takers unblock what is trapped.
-    const BlockAllSignals quiet;
-    if (for_takers != wanted_.end()) takers_.start();
-    for (auto at = for_takers; at != wanted_.end(); ++at) takers_.take(*at);
-    wanted_.erase(for_takers, wanted_.end());
+    for (const int number : wanted) signals_.take_over(number, has_handler_beneath(number));
+    if (!wanted.empty()) trap_.subscribe(std::span<const int>(wanted));
+    const BlockAllSignals quiet;  // the threads inherit it
     start_signal_thread();
     if (!start_drain_thread(0)) {
       const int error = errno;
@@ -83,11 +77,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     handler->run = std::move(run);
     handlers_.reserve(handlers_.size() + 1);
     if (!handler_thread_) start_handler_thread();
-    handler->has_takers = has_handler_beneath(number);
-    if (handler->has_takers) {
-      const BlockAllSignals quiet;
-      takers_.start();
-    }
+    handler->has_handler_beneath = has_handler_beneath(number);
     handler->next = state_.handlers.load(std::memory_order_relaxed);
     SignalHandler* const added = handler.get();
     handlers_.push_back(std::move(handler));
@@ -101,11 +91,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
       added->number.store(0, std::memory_order_relaxed);
       LASTCALL_RETHROW;
     }
-    if (added->has_takers) {
-      takers_.take(number);
-    } else {
-      state_.signal_bell.raise();  // its thread unblocks the new one
-    }
+    state_.signal_bell.raise();  // its thread takes the new one, too
   }
 
   /// Waits until all is done, as `how`. Returns once the end is in the caller's hands; if the process is
@@ -142,11 +128,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
     on_signal_hangs_ = !lock.owns_lock();
     // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
     unsubscribed_ = trap_.unsubscribe_all_by(patience);
-    // A stranger's handler may hang in one; those that are idle need a moment only.
-    if (!on_signal_hangs_) {
-      takers_.stop(std::min(patience, Clock::now() + std::chrono::milliseconds(10)),
-                   allocator_may_hang());
-    }
     restore_sigpipe();
     // What still runs between here and a thread's very end is destructors of thread_local objects.
     stop_drain_threads(patience);
@@ -325,7 +306,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
     keep_exact_time();
     auto* const engine = static_cast<Engine*>(self);
     const SetAtTheEnd at_the_end{engine->signal_thread_over_};
-    unblock(engine->wanted_.data(), engine->wanted_.size());
     engine->signals_.loop();
     return nullptr;
   }
@@ -525,9 +505,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   EngineSignals signals_;
   EngineDrain drain_;
 
-  std::mutex mutex_;         // on_signal(), put_away()
-  SignalTakers takers_;      // start(), and under mutex_
-  std::vector<int> wanted_;  // what the signal thread takes
+  std::mutex mutex_;  // on_signal(), put_away()
   std::vector<std::unique_ptr<SignalHandler>> handlers_;
   pthread_t signal_thread_{};
   bool signal_thread_runs_ = false;

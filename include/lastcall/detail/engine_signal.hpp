@@ -1,6 +1,11 @@
 // The coordinator's signal thread: reads signals, lets wishes grow, keeps the clock, and ends the
 // process if nobody else does. It runs no user code, takes no lock that user code can hold, and
 // neither allocates nor frees.
+//
+// It has the trapped signals unblocked, so that somebody has. But a handler of the program's that was
+// there before is called on, on whatever thread takes the signal, and may hang there. Such a signal is
+// not for this thread's handler: it stays blocked, is left to the program's threads for a while, and if
+// none has taken it then, because all of them block it or hang in that handler, it is taken without one.
 #pragma once
 
 #include <lastcall/detail/engine_state.hpp>
@@ -10,18 +15,51 @@
 #include <lastcall/signal_trap.hpp>
 
 #include <poll.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <csignal>
 #include <cstdlib>
+
+#if LASTCALL_LINUX
+#include <sys/signalfd.h>
+#endif
+
+// sigtimedwait(): not where POSIX's realtime signals are missing (macOS, OpenBSD).
+#if defined(_POSIX_REALTIME_SIGNALS) && _POSIX_REALTIME_SIGNALS > 0
+#define LASTCALL_CAN_WAIT_FOR_SIGNALS 1
+#else
+#define LASTCALL_CAN_WAIT_FOR_SIGNALS 0
+#endif
 
 namespace lastcall::detail {
 
 class EngineSignals {
  public:
-  EngineSignals(EngineState& engine, TrapCore& trap) noexcept : engine_(engine), trap_(trap) {}
+  EngineSignals(EngineState& engine, TrapCore& trap) noexcept : engine_(engine), trap_(trap) {
+    ::sigemptyset(&open_);
+    ::sigemptyset(&reserved_);
+  }
+  EngineSignals(const EngineSignals&) = delete;
+  EngineSignals& operator=(const EngineSignals&) = delete;
+  ~EngineSignals() {
+    if (reserved_fd_ >= 0) ::close(reserved_fd_);
+  }
+
+  /// The thread will take this one, too. Before it runs, or by itself.
+  void take_over(int number, bool has_handler_beneath) noexcept {
+    if (can_reserve && has_handler_beneath) {
+      ::sigaddset(&reserved_, number);
+      any_reserved_ = true;
+    } else {
+      ::sigaddset(&open_, number);
+    }
+  }
 
   /// The thread's body; returns when `quit` is set and the bell rung.
   void loop() noexcept {
     engine_.signal_thread.store(this_thread_mark(), std::memory_order_relaxed);
+    open_signals();
     // The first signal is the one that counts: what its way needs is in memory before it comes.
     read_signals();
     while (!engine_.quit.load(std::memory_order_acquire)) {
@@ -30,7 +68,8 @@ class EngineSignals {
       // A section may have been entered while the deadlines were looked at: see guarded().
       const Clock::time_point again = next_deadline();
       sleep_until(again < next ? again : next);
-      unblock_new_handlers();
+      take_over_new_handlers();
+      take_reserved();
       read_signals();
       engine_.mark_what_is_owed();
       look_at_clock();
@@ -40,8 +79,14 @@ class EngineSignals {
 
  private:
   void sleep_until(Clock::time_point deadline) noexcept {
-    pollfd watched[2] = {{trap_.fd(), POLLIN, 0}, {engine_.signal_bell.fd(), POLLIN, 0}};
-    const int ready = ::poll(watched, 2, poll_timeout(Clock::now(), short_of(deadline)));
+    // poll(2) passes over -1.
+    pollfd watched[3] = {{trap_.fd(), POLLIN, 0},
+                         {engine_.signal_bell.fd(), POLLIN, 0},
+                         {is_any_pending() ? -1 : reserved_fd_, POLLIN, 0}};
+    const int ready = ::poll(watched, 3, poll_timeout(Clock::now(), short_of(deadline)));
+    if (ready > 0 && (watched[2].revents & POLLNVAL) != 0) {
+      reserved_fd_ = -1;  // somebody has closed it
+    }
     if (ready <= 0 || watched[1].revents != 0) engine_.signal_bell.lower();
     const auto closed = static_cast<short>(watched[0].revents | watched[1].revents) & POLLNVAL;
     if ((ready < 0 && errno != EINTR) || (ready > 0 && closed != 0)) {
@@ -62,16 +107,77 @@ class EngineSignals {
     return deadline - std::min<Clock::duration>(left / 100, std::chrono::milliseconds(250));
   }
 
-  // What on_signal() added is trapped already; this thread takes it, too.
-  void unblock_new_handlers() noexcept {
+  // What on_signal() added is trapped already.
+  void take_over_new_handlers() noexcept {
     SignalHandler* const newest = engine_.handlers.load(std::memory_order_acquire);
+    if (newest == seen_handlers_) return;
     for (SignalHandler* added = newest; added != seen_handlers_ && added != nullptr;
          added = added->next) {
       const int number = added->number.load(std::memory_order_relaxed);
-      if (number != 0 && !added->has_takers) unblock(&number, 1);
+      if (number != 0) take_over(number, added->has_handler_beneath);
     }
     seen_handlers_ = newest;
+    open_signals();
   }
+
+  void open_signals() noexcept {
+    ::pthread_sigmask(SIG_UNBLOCK, &open_, nullptr);
+#if LASTCALL_LINUX
+    // Says when one is pending. Where there is none, or none to be had, that is looked up now and then.
+    if (any_reserved_) {
+      const int fd = ::signalfd(reserved_fd_, &reserved_, SFD_NONBLOCK | SFD_CLOEXEC);
+      if (fd >= 0) reserved_fd_ = fd;
+    }
+#endif
+  }
+
+  // So long a signal with a handler beneath is left to the program's threads, which may be slow.
+  static constexpr std::chrono::milliseconds patience{100};
+
+  bool is_any_pending() const noexcept { return pending_since_ != Clock::time_point::max(); }
+  Clock::time_point reserved_deadline() const noexcept {
+    if (!any_reserved_) return Clock::time_point::max();
+    if (is_any_pending()) return pending_since_ + patience;
+    return reserved_fd_ >= 0 ? Clock::time_point::max() : Clock::now() + patience;
+  }
+
+#if LASTCALL_CAN_WAIT_FOR_SIGNALS
+  static constexpr bool can_reserve = true;
+
+  void take_reserved() noexcept {
+    if (!any_reserved_) return;
+    if (!is_reserved_pending()) {
+      pending_since_ = Clock::time_point::max();
+      return;
+    }
+    const Clock::time_point now = Clock::now();
+    if (!is_any_pending()) pending_since_ = now;
+    if (now < pending_since_ + patience) return;
+    pending_since_ = Clock::time_point::max();
+    for (int turn = 0; turn < signal_limit; ++turn) {
+      siginfo_t info{};
+      constexpr timespec at_once{0, 0};
+      const int number = ::sigtimedwait(&reserved_, &info, &at_once);
+      if (number > 0) hand_round_taken(number, info);
+      if (number < 0 && errno != EINTR) break;
+    }
+  }
+
+  bool is_reserved_pending() const noexcept {
+    sigset_t pending;
+    if (::sigpending(&pending) != 0) return false;
+    for (int number = 1; number < signal_limit; ++number) {
+      if (::sigismember(&reserved_, number) == 1 && ::sigismember(&pending, number) == 1) {
+        return true;
+      }
+    }
+    return false;
+  }
+#else
+  // Its handler is called on this thread then, and must not hang.
+  static constexpr bool can_reserve = false;
+  void take_reserved() noexcept {}
+#endif
 
   // The sender may be gone in a moment, and its name with it. The drain thread looks it up as soon as it
   // runs; should it hang, this one does, but not before the workers had the processor: it costs some
@@ -93,6 +199,10 @@ class EngineSignals {
 
   void take(const SignalInfo& info) noexcept {
     using Verdict = SeenSignal::Verdict;
+    // Somebody of the program's does take them: what is pending now has only just come.
+    if (is_any_pending() && ::sigismember(&reserved_, info.number) == 1) {
+      pending_since_ = Clock::now();
+    }
     Verdict verdict = Verdict::handled;
     if (is_wish(info.number)) {
       verdict = wish(info);
@@ -185,8 +295,8 @@ class EngineSignals {
   }
 
   Clock::time_point next_deadline() const noexcept {
-    if (!engine_.requested()) return section_deadline();
-    Clock::time_point next = section_deadline();
+    Clock::time_point next = std::min(section_deadline(), reserved_deadline());
+    if (!engine_.requested()) return next;
     if (owes_description_) next = std::min(next, describes_at_);
     if (!is_handed_over()) next = std::min(next, forced_at());
     if (engine_.marks_owed.load(std::memory_order_acquire)) {
@@ -309,6 +419,12 @@ class EngineSignals {
   EngineState& engine_;
   TrapCore& trap_;
   SignalHandler* seen_handlers_ = nullptr;
+  sigset_t open_;      // what the thread has unblocked
+  sigset_t reserved_;  // what has a handler beneath
+  bool any_reserved_ = false;
+  int reserved_fd_ = -1;
+  Clock::time_point pending_since_ =
+      Clock::time_point::max();  // one of those that are reserved; max: none
   bool interrupted_ = false;
   Clock::time_point last_interrupt_{};
   bool owes_description_ = false;

@@ -150,7 +150,7 @@ class Ring {
 // An on_signal function. Appended to a list that is only ever added to.
 struct SignalHandler {
   std::atomic<int> number{0};  // 0: it could not be trapped after all
-  bool has_takers = false;     // the signal thread leaves it to SignalTakers
+  bool has_handler_beneath = false;
   std::function<void(const SignalInfo&)> run;
   Ring<SignalInfo, 64> pending;
   SignalHandler* next = nullptr;

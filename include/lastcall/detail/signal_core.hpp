@@ -66,12 +66,27 @@ inline bool is_ignored(int number) noexcept {
   return !is_function(previous->action) && previous->action.sa_handler == SIG_IGN;
 }
 
-/// Unblocks the numbers in the calling thread, and nothing else.
-inline void unblock(const int* numbers, std::size_t count) noexcept {
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (std::size_t at = 0; at < count; ++at) ::sigaddset(&set, numbers[at]);
-  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+/// Whether a trap of the number calls on a handler that is there now: somebody else's, or another copy's of
+/// this library.
+inline bool has_handler_beneath(int number) noexcept {
+  const SignalRegistryLock lock;
+  const struct sigaction now = current_disposition(number);
+  const int index = layer_of(now);
+  if (index < 0) return is_function(now);
+  const KeptDisposition* previous =
+      signal_registry.layers[index][number].previous.load(std::memory_order_relaxed);
+  return is_function(previous->action);
+}
+
+/// Gives a signal that was taken without a handler to every trap that holds its number, as our handler does;
+/// but no handler beneath is called.
+inline void hand_round_taken(int number, const siginfo_t& info) noexcept {
+  if (!is_signal_number(number)) return;
+  for (auto& layer : signal_registry.layers) {
+    // relaxed: who comes or goes at this moment gets it or not; hand_round() looks again.
+    if (layer[number].head.load(std::memory_order_relaxed) != nullptr)
+      hand_round(layer[number], number, &info);
+  }
 }
 
 /// A pipe with the signals that are subscribed to it. subscribe() may be called by any thread at
