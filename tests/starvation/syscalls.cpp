@@ -61,6 +61,7 @@ const std::vector<CallErrors>& call_errors() {
   static const std::vector<CallErrors> all = {
       {SYS_pipe2, "pipe2", {EMFILE, ENFILE, EINVAL, EFAULT}},
       {SYS_eventfd2, "eventfd2", {EMFILE, ENFILE, ENODEV, ENOMEM, EINVAL}},
+      {SYS_signalfd4, "signalfd4", {EMFILE, ENFILE, ENODEV, ENOMEM, EINVAL, ENOSYS}},
       {SYS_clone3, "clone3", {EAGAIN, ENOMEM, EPERM, ENOSPC, EUSERS, EINVAL, ENOSYS}},
       {SYS_clone, "clone", {EAGAIN, ENOMEM, EPERM, EINVAL}},
       {SYS_rt_sigaction, "rt_sigaction", {EINVAL, EFAULT}},
@@ -385,6 +386,33 @@ int coordinator_scenario() {
   return code;
 }
 
+// Above handlers of the program's, whose signals all of its threads block: taken without those handlers.
+int beneath_scenario() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  sigset_t all;
+  ::sigfillset(&all);
+  for (const int number : {SIGHUP, SIGTERM}) ::sigaction(number, &action, nullptr);
+  ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  const Before before;
+  std::atomic<int> reloads{0};
+  return starved(before, [&] {
+    lastcall::ShutdownCoordinator service(options_for_scenarios());
+    service.on_signal(SIGHUP, [&reloads](const lastcall::SignalInfo&) { ++reloads; });
+    // The signal thread's way to its first sleep is starved, too. (A sleep of ours could be refused.)
+    const auto soon = std::chrono::steady_clock::now() + 20ms;
+    while (std::chrono::steady_clock::now() < soon) ::sched_yield();
+    send(SIGHUP);
+    toggle_injection();
+    expect(support::eventually([&] { return reloads == 1; }, 8s), "SIGHUP was handled");
+    toggle_injection();
+    send(SIGTERM);
+    const lastcall::ShutdownReport report = service.drain();
+    expect(report.exit_code == 0, "the exit code is " + std::to_string(report.exit_code));
+    expect(report.cause.signal() != nullptr, "it was the signal");
+  });
+}
+
 // Ends by run(): the exit code is all that it says.
 int run_scenario(bool hangs) {
   const Before before;
@@ -417,6 +445,7 @@ const Scenario scenarios[] = {
     {"deadline", deadline_scenario, 0},
     {"tasks", task_scenario, 0},
     {"coordinator", coordinator_scenario, 0},
+    {"beneath", beneath_scenario, 0},
     {"run", [] { return run_scenario(false); }, 0},
     {"overrun", [] { return run_scenario(true); }, 124},
 };

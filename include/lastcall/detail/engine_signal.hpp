@@ -126,7 +126,9 @@ class EngineSignals {
     // Says when one is pending. Where there is none, or none to be had, that is looked up now and then.
     if (any_reserved_) {
       const int fd = ::signalfd(reserved_fd_, &reserved_, SFD_NONBLOCK | SFD_CLOEXEC);
-      if (fd >= 0) reserved_fd_ = fd;
+      // One that was refused the new numbers would keep silent about them.
+      if (fd < 0 && reserved_fd_ >= 0) ::close(reserved_fd_);
+      reserved_fd_ = fd;
     }
 #endif
   }
