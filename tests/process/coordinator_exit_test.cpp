@@ -67,6 +67,28 @@ Ended after_run(const ShutdownOptions& options, Body body) {
 
 }  // namespace
 
+TEST_CASE("main that comes when everything is done is not kept waiting") {
+  for (const std::string how : {"run", "drain", "destructor"}) {
+    INFO(how);
+    const Stopwatch watch;
+    const Ended ended = in_a_process([&how] {
+      {
+        ShutdownCoordinator coordinator(quiet(60s));
+        std::atomic<bool> drained{false};
+        coordinator.on_drained("last", [&drained] { drained = true; });
+        coordinator.request_shutdown();
+        support::eventually([&] { return drained.load(); });
+        std::this_thread::sleep_for(100ms);  // the drain thread has gone to sleep again
+        if (how == "run") coordinator.run();
+        if (how == "drain") coordinator.drain();
+      }
+      support::leave(0);
+    });
+    CHECK(ended.how == "exit 0");
+    CHECK(watch.elapsed() < 200ms + slack);
+  }
+}
+
 TEST_CASE("run() exits with the code of the outcome") {
   const auto request = [](ShutdownCoordinator& coordinator) { coordinator.request_shutdown(); };
   const auto throwing_task = [](ShutdownCoordinator& coordinator) {

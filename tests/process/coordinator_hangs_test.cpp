@@ -13,6 +13,10 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#if LASTCALL_LINUX
+#include <sys/prctl.h>
+#endif
+
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -344,6 +348,30 @@ TEST_CASE("a hung callback is abandoned like a hook: the other callbacks and the
   INFO(ended.err);
   CHECK(ended.how == "exit 0");
 }
+
+#if LASTCALL_LINUX && defined(__LP64__)  // so much goes into a long
+
+TEST_CASE("a hung hook is abandoned in time by a process whose timers are late to save power") {
+  Diary diary;
+  const Ended ended = in_a_process([&] {
+    ::prctl(PR_SET_TIMERSLACK, 20'000'000'000UL, 0, 0, 0);  // inherited by every thread
+    ShutdownOptions options = quiet(400ms);
+    options.abort_margin = 100ms;
+    ShutdownCoordinator coordinator(options);
+    coordinator.on_stop("after", diary.entry("after"));
+    coordinator.on_stop("hangs", [] { hang(); });
+    coordinator.request_shutdown();
+    const Stopwatch watch;
+    coordinator.drain();
+    expect(watch.elapsed() < 400ms + slack, "in time");
+    expect(diary.text() == "after\n", diary.text());
+    support::leave(0);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+#endif
 
 TEST_CASE("an observer that hangs is abandoned, whatever it is told, and every hook still runs") {
   // At each event of the story, the first and the last as well.
