@@ -123,7 +123,6 @@ class TrapCore {
   /// The same with what was not read dropped; but gives up, with nothing changed, if another has the registry
   /// until `deadline`, and is false then: a fork holds it while it runs handlers of strangers, which may hang.
   bool unsubscribe_all_by(Clock::time_point deadline) noexcept {
-    if (has_nothing_left()) return true;
     SignalRegistryLock lock(deadline);
     SignalSet defaults;
     if (lock.owns_lock()) static_cast<void>(put_all_back(lock, defaults));
