@@ -188,6 +188,29 @@ TEST_CASE("a handler beneath is called for each signal, if a thread of the progr
   CHECK(ended.how == "exit 0");
 }
 
+TEST_CASE("queued signals that nobody takes come all, above a handler beneath as well") {
+  if (support::under_tsan) return;  // keeps one of a number for each thread
+  const Ended ended = in_a_process([] {
+    const int queued = SIGRTMIN + 3;
+    set_handler(queued, count_and_hang);
+    block_all();
+    ShutdownCoordinator coordinator(quiet());
+    lastcall::SignalTrap trap{queued};
+    block_all();
+    coordinator.on_signal(queued, [](const SignalInfo&) {});
+    for (int nth = 0; nth < 1900; ++nth) ::sigqueue(::getpid(), queued, {});
+    const Stopwatch watch;
+    int caught = 0;
+    while (caught < 1900 && trap.wait_for(5s)) ++caught;
+    expect_equal(caught, 1900, "signals");
+    expect(watch.elapsed() < 500ms + slack, "in one go");
+    coordinator.request_shutdown();
+    coordinator.drain();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
 #if LASTCALL_LINUX
 
 TEST_CASE("without a descriptor for it, or after its end, what nobody takes is looked up") {

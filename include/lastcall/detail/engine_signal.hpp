@@ -156,7 +156,8 @@ class EngineSignals {
     if (!is_any_pending()) pending_since_ = now;
     if (now < pending_since_ + patience) return;
     pending_since_ = Clock::time_point::max();
-    for (int turn = 0; turn < signal_limit; ++turn) {
+    // Of queued ones no more than a pipe has room for: the clock comes first.
+    for (int turn = 0; turn < 2000; ++turn) {
       siginfo_t info{};
       constexpr timespec at_once{0, 0};
       const int number = ::sigtimedwait(&reserved_, &info, &at_once);
