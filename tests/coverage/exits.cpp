@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <initializer_list>
@@ -41,6 +42,9 @@ void refuse_nothing_more() {
 // Files and allocations at the end of a process that may hang on purpose: a few seconds, and no more.
 void write_counters() {
   if (is_watched()) return;
+  // One thread ends the process; another that comes meanwhile would end it in the middle of a file.
+  static std::atomic_flag begun = ATOMIC_FLAG_INIT;
+  while (begun.test_and_set()) ::pause();
   struct sigaction late {};
   late.sa_handler = leave_anyway;
   ::sigaction(SIGALRM, &late, nullptr);
