@@ -7,6 +7,7 @@
 
 #include <lastcall/lastcall.hpp>
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -183,6 +184,94 @@ TEST_CASE("a handler beneath is called for each signal, if a thread of the progr
     expect_soon([&] { return handled == sent; }, "as many calls as signals");
     std::this_thread::sleep_for(200ms);
     expect_equal(handled.load(), sent, "calls");
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("a signal that nobody takes is taken, though others come and are taken all the time") {
+  const Ended ended = in_a_process([] {
+    set_handler(SIGTERM, count_and_hang);
+    set_handler(SIGUSR1, count);
+    sigset_t term;
+    ::sigemptyset(&term);
+    ::sigaddset(&term, SIGTERM);
+    ::pthread_sigmask(SIG_BLOCK, &term, nullptr);
+    ShutdownCoordinator coordinator(quiet());
+    coordinator.on_signal(SIGUSR1, [](const SignalInfo&) {});
+    ::kill(::getpid(), SIGTERM);
+    const Stopwatch watch;
+    while (!coordinator.token().is_cancelled() && watch.elapsed() < 10s) {
+      ::raise(SIGUSR1);
+      std::this_thread::sleep_for(40ms);
+    }
+    expect(watch.elapsed() < 100ms + slack, "in time");
+    coordinator.drain();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("each signal is left to the program for as long, whatever else has waited already") {
+  if (support::under_tsan) return;
+  const Ended ended = in_a_process([] {
+    set_handler(SIGTERM, count_and_hang);
+    set_handler(SIGUSR1, count);
+    block_all();
+    ShutdownOptions options = quiet();
+    options.signals = {SIGINT};
+    ShutdownCoordinator coordinator(options);
+    std::atomic<int> terms{0};
+    coordinator.on_signal(SIGTERM, [&](const SignalInfo&) { ++terms; });
+    coordinator.on_signal(SIGUSR1, [](const SignalInfo&) {});
+    ::kill(::getpid(), SIGTERM);
+    std::this_thread::sleep_for(90ms);
+    ::kill(::getpid(), SIGUSR1);  // 10 ms before the other's time is up
+    expect_soon([&] { return terms == 1; }, "the first one is taken");
+    sigset_t one;
+    ::sigemptyset(&one);
+    ::sigaddset(&one, SIGUSR1);
+    const Stopwatch watch;
+    ::pthread_sigmask(SIG_UNBLOCK, &one, nullptr);  // as ppoll() of an event loop does it
+    expect(handled == 1 || watch.elapsed() > 50ms, "the program's handler has it");
+    coordinator.request_shutdown();
+    coordinator.drain();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("what it needs is open when the constructor or on_signal() returns, and nothing later") {
+  const Ended ended = in_a_process([] {
+    set_handler(SIGTERM, count);
+    set_handler(SIGHUP, count);
+    for (const bool by_constructor : {true, false}) {
+      ShutdownOptions options = quiet();
+      if (!by_constructor) options.signals = {SIGINT};
+      ShutdownCoordinator coordinator(options);
+      if (!by_constructor) coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+      const int open = support::open_descriptors();
+      std::this_thread::sleep_for(50ms);
+      expect_equal(support::open_descriptors(), open, "descriptors");
+      if (!by_constructor) continue;
+      // Whoever has got its number since keeps his, and no processor is spent on it.
+      const int free = ::dup(STDIN_FILENO);
+      ::close(free);
+#if LASTCALL_LINUX
+      if (!support::under_sanitizer) {
+        const int file = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+        ::dup2(file, free - 1);
+        ::close(file);
+        ::kill(::getpid(), SIGTERM);
+        std::this_thread::sleep_for(100ms);
+        const auto cpu = support::cpu_time_of_process();
+        coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+        std::this_thread::sleep_for(500ms);
+        expect(support::cpu_time_of_process() - cpu < 250ms, "no time is spent");
+        expect(::fcntl(free - 1, F_GETFD) >= 0, "it is still open");
+      }
+#endif
+    }
   });
   INFO(ended.err);
   CHECK(ended.how == "exit 0");

@@ -46,7 +46,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
       }
       if (!stays_ignored(number)) wanted.push_back(number);
     }
-    for (const int number : wanted) signals_.take_over(number, has_handler_beneath(number));
+    for (const int number : wanted) {
+      const bool beneath = has_handler_beneath(number);
+      if (beneath) signals_.make_descriptor();
+      signals_.take_over(number, beneath);
+    }
     if (!wanted.empty()) trap_.subscribe(std::span<const int>(wanted));
     const BlockAllSignals quiet;  // the threads inherit it
     start_signal_thread();
@@ -78,6 +82,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     handlers_.reserve(handlers_.size() + 1);
     if (!handler_thread_) start_handler_thread();
     handler->has_handler_beneath = has_handler_beneath(number);
+    if (handler->has_handler_beneath) signals_.make_descriptor();
     handler->next = state_.handlers.load(std::memory_order_relaxed);
     SignalHandler* const added = handler.get();
     handlers_.push_back(std::move(handler));

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 
@@ -43,7 +44,8 @@ class EngineSignals {
   EngineSignals(const EngineSignals&) = delete;
   EngineSignals& operator=(const EngineSignals&) = delete;
   ~EngineSignals() {
-    if (reserved_fd_ >= 0) ::close(reserved_fd_);
+    const int fd = reserved_fd_.load(std::memory_order_relaxed);
+    if (fd >= 0) ::close(fd);
   }
 
   /// The thread will take this one, too. Before it runs, or by itself.
@@ -54,6 +56,22 @@ class EngineSignals {
     } else {
       ::sigaddset(&open_, number);
     }
+  }
+
+  /// Before a number with a handler beneath is taken over, by the thread that asks for that: a descriptor that
+  /// another one makes at its leisure would get a number that this one counts on. If there is none to be
+  /// had, what is pending is looked up now and then. Not by two threads at once.
+  void make_descriptor() noexcept {
+#if LASTCALL_LINUX
+    if (has_no_descriptor_.load(std::memory_order_relaxed) ||
+        reserved_fd_.load(std::memory_order_relaxed) >= 0) {
+      return;
+    }
+    sigset_t none;
+    ::sigemptyset(&none);
+    reserved_fd_.store(::signalfd(-1, &none, SFD_NONBLOCK | SFD_CLOEXEC),
+                       std::memory_order_release);
+#endif
   }
 
   /// The thread's body; returns when `quit` is set and the bell rung.
@@ -80,13 +98,13 @@ class EngineSignals {
  private:
   void sleep_until(Clock::time_point deadline) noexcept {
     // poll(2) passes over -1.
-    pollfd watched[3] = {{trap_.fd(), POLLIN, 0},
-                         {engine_.signal_bell.fd(), POLLIN, 0},
-                         {is_any_pending() ? -1 : reserved_fd_, POLLIN, 0}};
+    pollfd watched[3] = {
+        {trap_.fd(), POLLIN, 0},
+        {engine_.signal_bell.fd(), POLLIN, 0},
+        {is_any_pending() ? -1 : reserved_fd_.load(std::memory_order_acquire), POLLIN, 0}};
     const int ready = ::poll(watched, 3, poll_timeout(Clock::now(), short_of(deadline)));
-    if (ready > 0 && (watched[2].revents & POLLNVAL) != 0) {
-      reserved_fd_ = -1;  // somebody has closed it
-    }
+    was_told_ = ready > 0 && watched[2].revents != 0;
+    if (was_told_ && (watched[2].revents & POLLNVAL) != 0) forget_descriptor();  // it is closed
     if (ready <= 0 || watched[1].revents != 0) engine_.signal_bell.lower();
     const auto closed = static_cast<short>(watched[0].revents | watched[1].revents) & POLLNVAL;
     if ((ready < 0 && errno != EINTR) || (ready > 0 && closed != 0)) {
@@ -123,24 +141,29 @@ class EngineSignals {
   void open_signals() noexcept {
     ::pthread_sigmask(SIG_UNBLOCK, &open_, nullptr);
 #if LASTCALL_LINUX
-    // Says when one is pending. Where there is none, or none to be had, that is looked up now and then.
-    if (any_reserved_) {
-      const int fd = ::signalfd(reserved_fd_, &reserved_, SFD_NONBLOCK | SFD_CLOEXEC);
-      // One that was refused the new numbers would keep silent about them.
-      if (fd < 0 && reserved_fd_ >= 0) ::close(reserved_fd_);
-      reserved_fd_ = fd;
-    }
+    const int fd = reserved_fd_.load(std::memory_order_acquire);
+    if (!any_reserved_ || fd < 0) return;
+    if (::signalfd(fd, &reserved_, SFD_NONBLOCK | SFD_CLOEXEC) >= 0) return;
+    // It would keep silent about the new numbers. Not closed if it isn't ours any more.
+    const bool ours = errno != EINVAL && errno != EBADF;
+    forget_descriptor();
+    if (ours) ::close(fd);
 #endif
+  }
+
+  void forget_descriptor() noexcept {
+    has_no_descriptor_.store(true, std::memory_order_relaxed);
+    reserved_fd_.store(-1, std::memory_order_release);
   }
 
   // So long a signal with a handler beneath is left to the program's threads, which may be slow.
   static constexpr std::chrono::milliseconds patience{100};
 
-  bool is_any_pending() const noexcept { return pending_since_ != Clock::time_point::max(); }
+  bool is_any_pending() const noexcept { return next_due_ != Clock::time_point::max(); }
   Clock::time_point reserved_deadline() const noexcept {
-    if (!any_reserved_) return Clock::time_point::max();
-    if (is_any_pending()) return pending_since_ + patience;
-    return reserved_fd_ >= 0 ? Clock::time_point::max() : Clock::now() + patience;
+    if (!any_reserved_ || is_any_pending()) return next_due_;
+    const bool is_told = reserved_fd_.load(std::memory_order_acquire) >= 0;
+    return is_told ? Clock::time_point::max() : Clock::now() + patience;
   }
 
 #if LASTCALL_CAN_WAIT_FOR_SIGNALS
@@ -148,33 +171,51 @@ class EngineSignals {
 
   void take_reserved() noexcept {
     if (!any_reserved_) return;
-    if (!is_reserved_pending()) {
-      pending_since_ = Clock::time_point::max();
-      return;
-    }
-    const Clock::time_point now = Clock::now();
-    if (!is_any_pending()) pending_since_ = now;
-    if (now < pending_since_ + patience) return;
-    pending_since_ = Clock::time_point::max();
+    sigset_t due;
+    if (!look_what_is_due(due)) return;
     // Of queued ones no more than a pipe has room for: the clock comes first.
     for (int turn = 0; turn < 2000; ++turn) {
       siginfo_t info{};
       constexpr timespec at_once{0, 0};
-      const int number = ::sigtimedwait(&reserved_, &info, &at_once);
-      if (number > 0) hand_round_taken(number, info);
+      const int number = ::sigtimedwait(&due, &info, &at_once);
+      if (number > 0 && number < signal_limit) {
+        hand_round_taken(number, info, pending_since_[number]);
+      }
       if (number < 0 && errno != EINTR) break;
+    }
+    for (int number = 1; number < signal_limit; ++number) {
+      if (::sigismember(&due, number) == 1) pending_since_[number] = not_pending;
     }
   }
 
-  bool is_reserved_pending() const noexcept {
+  // Those that have been pending for long enough; false: none. Says when the next one will be.
+  bool look_what_is_due(sigset_t& due) noexcept {
+    ::sigemptyset(&due);
     sigset_t pending;
-    if (::sigpending(&pending) != 0) return false;
+    if (::sigpending(&pending) != 0) ::sigemptyset(&pending);
+    const Clock::time_point now = Clock::now();
+    next_due_ = Clock::time_point::max();
+    bool any = false;
+    bool any_due = false;
     for (int number = 1; number < signal_limit; ++number) {
-      if (::sigismember(&reserved_, number) == 1 && ::sigismember(&pending, number) == 1) {
-        return true;
+      Clock::time_point& since = pending_since_[number];
+      if (::sigismember(&reserved_, number) != 1 || ::sigismember(&pending, number) != 1) {
+        since = not_pending;
+        continue;
+      }
+      any = true;
+      if (since == not_pending) since = now;
+      if (now >= since + patience) {
+        ::sigaddset(&due, number);
+        any_due = true;
+      } else {
+        next_due_ = std::min<Clock::time_point>(next_due_, since + patience);
       }
     }
-    return false;
+    // It says so, but there is nothing: then it is somebody else's by now.
+    woken_in_vain_ = was_told_ && !any ? woken_in_vain_ + 1 : 0;
+    if (woken_in_vain_ > 1000) forget_descriptor();
+    return any_due;
   }
 #else
   // Its handler is called on this thread then, and must not hang.
@@ -203,9 +244,7 @@ class EngineSignals {
   void take(const SignalInfo& info) noexcept {
     using Verdict = SeenSignal::Verdict;
     // Somebody of the program's does take them: what is pending now has only just come.
-    if (is_any_pending() && ::sigismember(&reserved_, info.number) == 1) {
-      pending_since_ = Clock::now();
-    }
+    if (any_reserved_ && is_signal_number(info.number)) pending_since_[info.number] = not_pending;
     Verdict verdict = Verdict::handled;
     if (is_wish(info.number)) {
       verdict = wish(info);
@@ -425,9 +464,14 @@ class EngineSignals {
   sigset_t open_;      // what the thread has unblocked
   sigset_t reserved_;  // what has a handler beneath
   bool any_reserved_ = false;
-  int reserved_fd_ = -1;
-  Clock::time_point pending_since_ =
-      Clock::time_point::max();  // one of those that are reserved; max: none
+  // Set by who makes it, forgotten by the thread.
+  std::atomic<int> reserved_fd_{-1};
+  std::atomic<bool> has_no_descriptor_{false};
+  static constexpr Clock::time_point not_pending{};
+  Clock::time_point pending_since_[signal_limit]{};
+  Clock::time_point next_due_ = Clock::time_point::max();
+  bool was_told_ = false;
+  int woken_in_vain_ = 0;
   bool interrupted_ = false;
   Clock::time_point last_interrupt_{};
   bool owes_description_ = false;

@@ -78,14 +78,14 @@ inline bool has_handler_beneath(int number) noexcept {
   return is_function(previous->action);
 }
 
-/// Gives a signal that was taken without a handler to every trap that holds its number, as our handler does;
-/// but no handler beneath is called.
-inline void hand_round_taken(int number, const siginfo_t& info) noexcept {
+/// Gives a signal that was taken without a handler, and came at `since`, to every trap that holds its number, as
+/// our handler does; but no handler beneath is called.
+inline void hand_round_taken(int number, const siginfo_t& info, Clock::time_point since) noexcept {
   if (!is_signal_number(number)) return;
   for (auto& layer : signal_registry.layers) {
     // relaxed: who comes or goes at this moment gets it or not; hand_round() looks again.
     if (layer[number].head.load(std::memory_order_relaxed) != nullptr)
-      hand_round(layer[number], number, &info);
+      hand_round(layer[number], number, &info, &since);
   }
 }
 

@@ -89,10 +89,10 @@ inline bool tells_sender(int number, int code) noexcept {
   return number == SIGCHLD && code > 0;
 }
 
-inline SignalRecord record_of(int number, const siginfo_t* info) noexcept {
+inline SignalRecord record_of(int number, const siginfo_t* info, Clock::rep received) noexcept {
   SignalRecord record{};
   record.number = static_cast<std::uint16_t>(number);
-  record.received = now_in_handler();
+  record.received = received;
   if (info != nullptr) {
     record.code = info->si_code;
     if (tells_sender(number, info->si_code)) {
@@ -103,8 +103,10 @@ inline SignalRecord record_of(int number, const siginfo_t* info) noexcept {
   return record;
 }
 
-/// Gives the signal to every trap of the layer; false if there is none. (I5, I6)
-inline bool hand_round(SignalLayer& layer, int number, const siginfo_t* info) noexcept {
+/// Gives the signal to every trap of the layer; false if there is none. `since` is when it came, null: now.
+/// (I5, I6)
+inline bool hand_round(SignalLayer& layer, int number, const siginfo_t* info,
+                       const Clock::time_point* since = nullptr) noexcept {
   // Any of the two sides is right; the latest is only the better one (I6). So: relaxed.
   const unsigned side = signal_registry.epoch.load(std::memory_order_relaxed) & 1U;
   // Sequentially consistent, as are the loads of the list: either the one who unlinks sees this
@@ -113,7 +115,8 @@ inline bool hand_round(SignalLayer& layer, int number, const siginfo_t* info) no
   SignalSubscription* at = layer.head.load(std::memory_order_seq_cst);
   const bool any = at != nullptr;
   if (any) {
-    SignalRecord record = record_of(number, info);
+    SignalRecord record = record_of(
+        number, info, since == nullptr ? now_in_handler() : since->time_since_epoch().count());
     SignalSubscription* next = at->next.load(std::memory_order_seq_cst);
     record.exclusive = next == nullptr;
     // Each link is read once, so who counted as "another trap" is given the signal for certain.
