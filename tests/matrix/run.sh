@@ -219,7 +219,7 @@ inside() {
     *-libc++)
       compile_headers -stdlib=libc++
       catch2_from_source -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_CXX_FLAGS=-stdlib=libc++
-      run_tests -DCMAKE_CXX_FLAGS=-stdlib=libc++ -DCMAKE_PREFIX_PATH="$catch2"
+      run_tests -DCMAKE_CXX_FLAGS=-stdlib=libc++ -DCMAKE_PREFIX_PATH="${catch2:-}"
       ;;
     aarch64 | riscv64 | s390x | armhf)
       prefix=${compiler%-g++-*}
@@ -228,7 +228,7 @@ inside() {
         "-DCMAKE_CXX_COMPILER=$compiler" "-DCMAKE_CROSSCOMPILING_EMULATOR=$emulated")
       compile_headers ""
       catch2_from_source "${cross[@]}"
-      run_tests "${cross[@]}" -DCMAKE_PREFIX_PATH="$catch2"
+      run_tests "${cross[@]}" -DCMAKE_PREFIX_PATH="${catch2:-}"
       ;;
     *)
       compile_headers ""
