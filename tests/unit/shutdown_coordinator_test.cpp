@@ -521,15 +521,19 @@ TEST_CASE("the destructor asks if nobody has, drains, and puts every disposition
   const std::string before = support::dispositions();
   Diary diary;
   Cause cause;
+  support::Gate stopped;
   {
     ShutdownCoordinator coordinator(quiet());
     REQUIRE(coordinator.spawn("task", [&](const CancellationToken& token) {
       token.wait();
       cause = token.cause();
-      std::this_thread::sleep_for(10ms);
+      stopped.wait();
       diary.add("task");
     }));
-    coordinator.on_stop("stop", diary.entry("stop"));
+    coordinator.on_stop("stop", [&] {
+      diary.add("stop");
+      stopped.open();
+    });
     coordinator.on_drained("drained", diary.entry("drained"));
   }
   CHECK(diary.text() == "stop\ntask\ndrained\n");
