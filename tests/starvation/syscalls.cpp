@@ -359,7 +359,17 @@ lastcall::ShutdownOptions options_for_scenarios() {
   return options;
 }
 
-// Its process ends by run(), so the switch stays on.
+// After a SIGHUP.
+void drain_after_reload(lastcall::ShutdownCoordinator& service, const std::atomic<int>& reloads) {
+  toggle_injection();
+  expect(support::eventually([&] { return reloads == 1; }, 8s), "SIGHUP was handled");
+  toggle_injection();
+  send(SIGTERM);
+  const lastcall::ShutdownReport report = service.drain();
+  expect(report.exit_code == 0, "the exit code is " + std::to_string(report.exit_code));
+  expect(report.cause.signal() != nullptr, "it was the signal");
+}
+
 int coordinator_scenario() {
   const Before before;
   std::atomic<int> hooks{0};
@@ -375,13 +385,7 @@ int coordinator_scenario() {
     stage.spawn("flusher", [](const CancellationToken& token) { token.wait(); });
     send(SIGHUP);
     send(SIGQUIT);
-    toggle_injection();
-    expect(support::eventually([&] { return reloads == 1; }, 8s), "SIGHUP was handled");
-    toggle_injection();
-    send(SIGTERM);
-    const lastcall::ShutdownReport report = service.drain();
-    expect(report.exit_code == 0, "the exit code is " + std::to_string(report.exit_code));
-    expect(report.cause.signal() != nullptr, "it was the signal");
+    drain_after_reload(service, reloads);
     expect(hooks == 2, "both hooks have run");
   });
   return code;
@@ -404,13 +408,7 @@ int beneath_scenario() {
     const auto soon = std::chrono::steady_clock::now() + 20ms;
     while (std::chrono::steady_clock::now() < soon) ::sched_yield();
     send(SIGHUP);
-    toggle_injection();
-    expect(support::eventually([&] { return reloads == 1; }, 8s), "SIGHUP was handled");
-    toggle_injection();
-    send(SIGTERM);
-    const lastcall::ShutdownReport report = service.drain();
-    expect(report.exit_code == 0, "the exit code is " + std::to_string(report.exit_code));
-    expect(report.cause.signal() != nullptr, "it was the signal");
+    drain_after_reload(service, reloads);
   });
 }
 
