@@ -74,7 +74,8 @@ inline bool futex_wait_until(const Word& word, std::uint32_t expected,
     }
   }
 #if defined(LASTCALL_TSAN)
-  ::poll(nullptr, 0, 0);  // and not a sleep of no time, which takes as long as the caller's timer slack
+  // Not a sleep of no time, which takes as long as the caller's timer slack.
+  ::poll(nullptr, 0, 0);
   in_time = in_time || Clock::now() < whole;
 #endif
   errno = saved;
