@@ -4,8 +4,8 @@
 // tree is 56 bytes of a pool's (detail/node_pool.hpp; a source or a token is one pointer more), a callback
 // and a blocked waiter are their own list nodes, and cancelling allocates nothing.
 //
-// Invariants. The code in detail/cancel_node.hpp and detail/cancel_tree.hpp, the stress tests and the
-// model check refer to them by number.
+// Invariants. The code in detail/cancel_node, cancel_links, cancel_walk and cancel_tree.hpp, the stress tests and
+// the model check refer to them by number.
 //
 //  I1  A lane (a list with its lock, one inside every node) and its flags change under the lane's lock
 //      only. The lock guards a few loads and stores: no user code, no allocation, no system call but

@@ -1,11 +1,11 @@
 // The nodes of the cancellation tree and what hangs on them. The invariants (I1 ...) are numbered at
 // the head of cancellation.hpp.
 //
-// Memory orders here and in cancel_tree.hpp. Where nothing else is said, relaxed means one of these: the
-// caller has the lock of the lane whose word it is (lock_bit() acquires, unlock_bit() releases); the bit or
-// word asked for is constant since before the node was published (shard_flag, timed_flag, joined_flag,
-// unpooled_flag, the owner, the deadline), and whoever has a handle got it by something that synchronizes; or nobody else
-// knows the node yet, or any more. Every other order has its reason beside it.
+// Memory orders here and in cancel_links.hpp, cancel_walk.hpp and cancel_tree.hpp. Where nothing else is said,
+// relaxed means one of these: the caller has the lock of the lane whose word it is (lock_bit() acquires,
+// unlock_bit() releases); the bit or word asked for is constant since before the node was published (shard_flag,
+// timed_flag, joined_flag, unpooled_flag, the owner, the deadline), and whoever has a handle got it by something
+// that synchronizes; or nobody else knows the node yet, or any more. Every other order has its reason beside it.
 #pragma once
 
 #include <lastcall/cause.hpp>

@@ -365,7 +365,7 @@ class EngineSignals {
   void hurry_section() noexcept {
     Section& section = engine_.sections[driver()];
     const Stage* const stage = section.stage.load(std::memory_order_relaxed);
-    // seq_cst: see EngineDrain::guarded().
+    // seq_cst: see DrainCalls::guarded().
     if (section.state.load(std::memory_order_seq_cst) != Section::inside || stage == nullptr)
       return;
     const Clock::time_point now = Clock::now();

@@ -421,7 +421,7 @@ struct EngineState final : StageHost {
 
   /// Cancels abort_token() and every stage's token. Idempotent. Only the signal thread calls it.
   void abort() noexcept {
-    // seq_cst: see EngineDrain::guarded().
+    // seq_cst: see DrainCalls::guarded().
     if (abort_claimed.exchange(true, std::memory_order_seq_cst)) return;
     aborting_since.store(Clock::now());
     start_draining();

@@ -1,4 +1,4 @@
-/* The coordinator's two threads (detail/engine_state.hpp: signal_thread_wakes; engine_drain.hpp: guarded()).
+/* The coordinator's two threads (detail/engine_state.hpp: signal_thread_wakes; drain_calls.hpp: guarded()).
  * The drain thread enters a section, then loads when the signal thread will wake, and whether there was an
  * abort; the signal thread says when it will wake, then looks at the section, and claims the abort, then
  * looks at the section. All of it is sequentially consistent: one sees the other, both times.
