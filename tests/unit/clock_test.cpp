@@ -5,7 +5,9 @@
 #include "support/catch.hpp"
 
 #include <chrono>
+#include <cstdint>
 #include <limits>
+#include <ratio>
 
 namespace detail = lastcall::detail;
 using lastcall::CancellationSource;
@@ -35,6 +37,44 @@ TEST_CASE("A time after now: none is now, a huge one is never, a fraction is rou
   const Clock::duration room = never - start;
   CHECK(detail::time_after(start, room - 10s) == never - 10s);
   CHECK(detail::time_after(start, room) == never);
+}
+
+TEST_CASE("A period that divides no nanosecond: rounded up, and as far as the clock goes") {
+  using Sixtieths = std::chrono::duration<std::int64_t, std::ratio<1, 60>>;
+  using Samples = std::chrono::duration<std::int64_t, std::ratio<1, 44100>>;
+  using Frames = std::chrono::duration<int, std::ratio<1001, 30000>>;
+  using Cycles = std::chrono::duration<std::uint64_t, std::ratio<1, 2'893'202'123>>;
+  CHECK(detail::time_after(start, Sixtieths(1)) == start + 16'666'667ns);
+  CHECK(detail::time_after(start, Sixtieths(3)) == start + 50ms);
+  CHECK(detail::time_after(start, Frames(30000)) == start + 1001s);
+  CHECK(detail::time_after(start, Sixtieths(-1)) == start);
+  constexpr auto a_century = std::chrono::hours(24 * 365 * 100);
+  CHECK(detail::time_after(start, Sixtieths(std::chrono::seconds(a_century).count() * 60)) ==
+        start + a_century);
+  CHECK(detail::time_after(start, Samples(std::chrono::seconds(a_century).count() * 44100)) ==
+        start + a_century);
+  // More than a signed number has room for, and still below two centuries.
+  const std::uint64_t many = 2'893'202'123ULL * 6'000'000'000ULL;
+  CHECK(detail::time_after(start, Cycles(many)) == start + 6'000'000'000s);
+  CHECK(detail::time_after(start, Cycles(many + 1)) == start + 6'000'000'000s + 1ns);
+  CHECK(detail::time_after(start, Samples::max()) == never);
+  CHECK(detail::time_after(start, Sixtieths::min()) == start);
+
+  using Points = std::chrono::time_point<Clock, Samples>;
+  CHECK(detail::saturated(Points(Samples(-1))) == Clock::time_point(-22'675ns));
+  CHECK(detail::saturated(Points(Samples(44101))) == Clock::time_point(1s + 22'676ns));
+  CHECK(detail::saturated(Points(Samples(std::chrono::seconds(a_century).count() * -44100))) ==
+        Clock::time_point(-a_century));
+  CHECK(detail::saturated(Points::max()) == never);
+}
+
+TEST_CASE("A float near the end of time is what it is: its own rounding is minutes there") {
+  using Floats = std::chrono::duration<float>;
+  // The last one: its neighbours are 17 minutes away.
+  CHECK(detail::time_after(Clock::time_point(1s), Floats(9'223'371'776.0F)) ==
+        Clock::time_point(1s) + 9'223'371'776s);
+  CHECK(detail::time_after(start, Floats(9'223'371'776.0F)) == never);
+  CHECK(detail::time_after(start, Floats(0.5F)) == start + 500ms);
 }
 
 TEST_CASE("A time point of another precision is rounded up, and saturates at both ends") {

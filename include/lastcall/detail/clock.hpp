@@ -12,6 +12,8 @@
 #endif
 #include <ctime>
 #include <limits>
+#include <ratio>
+#include <type_traits>
 
 namespace lastcall {
 
@@ -24,6 +26,32 @@ static_assert(1'000'000'000 % (Clock::period::den / Clock::period::num) == 0 &&
 
 namespace detail {
 
+/// In ticks of the clock, rounded up: a wait never ends early. Of what is known to be in the clock's range.
+/// std::chrono::ceil() multiplies first, and overflows after years of a period such as a sixtieth of a second.
+template <class Rep, class Period>
+constexpr Clock::duration in_ticks(std::chrono::duration<Rep, Period> span) {
+  using Ratio = std::ratio_divide<Period, Clock::period>;
+  if constexpr (std::is_same_v<Rep, float>) {
+    return in_ticks(
+        std::chrono::duration<double, Period>(span));  // its own rounding may be minutes
+  } else if constexpr (std::chrono::treat_as_floating_point_v<Rep> || Ratio::num == 1 ||
+                       Ratio::den == 1) {
+    return std::chrono::ceil<Clock::duration>(span);
+  } else {
+    using Wide = std::common_type_t<Rep, Clock::rep>;
+    constexpr auto num = static_cast<Wide>(Ratio::num);
+    constexpr auto den = static_cast<Wide>(Ratio::den);
+    const auto count = static_cast<Wide>(span.count());
+    const auto whole = static_cast<Clock::rep>(count / den * num);
+    static_assert(Ratio::num <= std::numeric_limits<Clock::rep>::max() / Ratio::den,
+                  "a period whose fraction of a nanosecond has too large numbers");
+    const Wide rest = count % den * num;
+    // Truncation is upwards below zero.
+    const bool up = rest > 0 && rest % den != 0;
+    return Clock::duration(whole + static_cast<Clock::rep>(rest / den) + (up ? 1 : 0));
+  }
+}
+
 /// `now + span`, saturating: a huge span gives Clock::time_point::max() ("never"), a negative one
 /// or a NaN gives `now` ("already").
 template <class Rep, class Period>
@@ -33,8 +61,7 @@ Clock::time_point time_after(Clock::time_point now, std::chrono::duration<Rep, P
   // A second is left unused at the far end, so that no rounding of the wide type can overflow.
   const Wide room = Wide(Clock::time_point::max() - now) - Wide(std::chrono::seconds(1));
   if (!(Wide(span) < room)) return Clock::time_point::max();
-  // Rounded up: a wait never ends early.
-  return now + std::chrono::ceil<Clock::duration>(span);
+  return now + in_ticks(span);
 }
 
 template <class Rep, class Period>
@@ -50,7 +77,7 @@ Clock::time_point saturated(std::chrono::time_point<Clock, Duration> point) {
   const Wide edge = Wide(Clock::duration::max()) - Wide(std::chrono::seconds(1));
   if (!(since < edge)) return Clock::time_point::max();
   if (!(since > -edge)) return Clock::time_point::min();
-  return std::chrono::ceil<Clock::duration>(point);
+  return Clock::time_point(in_ticks(point.time_since_epoch()));
 }
 
 inline Clock::time_point saturated(Clock::time_point point) noexcept { return point; }
