@@ -71,7 +71,7 @@ class Cause {
     return record_ != nullptr && record_->signal != nullptr ? &record_->signal->info : nullptr;
   }
 
-  /// The exception, or null unless kind() is failure.
+  /// The exception, or null unless kind() is failure; null, too, if a task failed and there was no memory.
   std::exception_ptr exception() const noexcept {
     return record_ != nullptr && record_->error != nullptr ? *record_->error : nullptr;
   }

@@ -2,6 +2,7 @@
 #include <lastcall/task_group.hpp>
 
 #include "support/catch.hpp"
+#include "support/process.hpp"
 #include "support/threads.hpp"
 
 #include <pthread.h>
@@ -170,6 +171,20 @@ TEST_CASE("TaskGroup: a task that can be called either way is given the token") 
 }
 
 #if defined(__linux__)
+TEST_CASE("TaskGroup: a callable that hands on whatever it is given is a task") {
+  const auto with_token = [](const CancellationToken& token) { return token.is_cancelled(); };
+  // Called without a token it wouldn't compile.
+  const auto forwards = [with_token](auto&&... given) {
+    return with_token(std::forward<decltype(given)>(given)...);
+  };
+  TaskGroup group;
+  CHECK(group.spawn("spawned", forwards));
+  auto wrapped = group.wrap("wrapped", forwards);
+  wrapped();
+  group.wait();
+  CHECK(group.failures().empty());
+}
+
 TEST_CASE("TaskGroup: the thread is named by the first 15 bytes of the task's name") {
   TaskGroup group;
   char names[2][16] = {};
@@ -520,6 +535,8 @@ TEST_CASE("TaskGroup: a failure is kept and cancels the group also when memory i
   });
   CHECK_THROWS_AS(group.wait(), int);
   CHECK(group.token().is_cancelled());
+  CHECK(group.token().cause().kind() == lastcall::CauseKind::failure);
+  CHECK_FALSE(group.token().cause().message().empty());
   CHECK(group.failures().size() == 1);
 }
 
@@ -563,6 +580,18 @@ TEST_CASE(
   CHECK(alive == 0);
   CHECK_FALSE(went_on);
   CHECK(group.failures().empty());
+}
+
+TEST_CASE("TaskGroup: a static group waits for a task that ends its thread by pthread_exit") {
+  const support::Ended ended = support::in_a_process([] {
+    static TaskGroup group;  // before whatever the first spawn() makes
+    group.spawn("quits", [](const CancellationToken& token) {
+      token.wait();
+      ::pthread_exit(nullptr);
+    });
+    std::exit(0);
+  });
+  CHECK(ended.how == "exit 0");
 }
 
 TEST_CASE("TaskGroup: a task whose thread is ended by pthread_cancel leaves") {

@@ -62,6 +62,8 @@ inline constinit CauseRecord destroyed_record{CauseKind::cancelled, CauseRecord:
                                               "coordinator destroyed"};
 inline constinit CauseRecord deadline_record{CauseKind::deadline_exceeded, CauseRecord::immortal,
                                              "deadline exceeded"};
+inline constinit CauseRecord untold_failure_record{
+    CauseKind::failure, CauseRecord::immortal, "a task failed, and there was no memory to say how"};
 
 struct TextRecord : CauseRecord {
   TextRecord(CauseKind of, std::string words) : CauseRecord(of, 1, {}), owned(std::move(words)) {

@@ -5,6 +5,7 @@
 #include <lastcall/detail/failure.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/ref.hpp>
+#include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/source_location.hpp>
 #include <lastcall/detail/thread.hpp>
 #include <lastcall/wait_group.hpp>
@@ -72,11 +73,13 @@ struct TaskReport {
   const Failure* failure;  ///< null: it went well
 };
 
-/// Whether F can be a task: f(CancellationToken) or f().
+/// Whether F can be a task: f(CancellationToken) or f(). Each is asked only if those before it are no: a generic
+/// callable that can be called with a token may not even compile without one.
 template <class F>
 inline constexpr bool is_task_function =
-    std::is_invocable_v<F, CancellationToken> || std::is_invocable_v<F&, CancellationToken> ||
-    std::is_invocable_v<F> || std::is_invocable_v<F&>;
+    std::disjunction_v<std::is_invocable<F, CancellationToken>,
+                       std::is_invocable<F&, CancellationToken>, std::is_invocable<F>,
+                       std::is_invocable<F&>>;
 
 class Task {
  public:
@@ -172,17 +175,15 @@ class SpawnedTask : public Task {
   static void thread_exit(void* task) noexcept;
   static void conclude(SpawnedTask* task) noexcept;
 
-  // A key goes with the shared object that holds its destructor's code. Without one (there are 1024 in a
-  // process) only pthread_exit() from inside a task is amiss: the task never leaves.
+  // Never deleted: a static group that is destroyed after this would wait for a task whose end nobody tells. So
+  // the shared object with its destructor's code stays loaded. Without a key (there are 1024 in a process) only
+  // pthread_exit() from inside a task is amiss: the task never leaves.
   struct ExitKey {
-    ExitKey() noexcept : usable(::pthread_key_create(&key, &SpawnedTask::thread_exit) == 0) {}
-    ExitKey(const ExitKey&) = delete;
-    ExitKey& operator=(const ExitKey&) = delete;
-    ~ExitKey() {
-      if (usable) ::pthread_key_delete(key);
+    ExitKey() noexcept : usable(::pthread_key_create(&key, &SpawnedTask::thread_exit) == 0) {
+      if (usable) pin_module_of(reinterpret_cast<const void*>(&SpawnedTask::thread_exit));
     }
     pthread_key_t key{};
-    const bool usable;
+    bool usable;
   };
   static const ExitKey& exit_key() noexcept {
     static const ExitKey key;

@@ -59,8 +59,7 @@ inline Cause cause_of(const Failure& failure) noexcept {
                           "task '" + failure.task + "': " + describe_exception(failure.error));
   }
   LASTCALL_CATCH(...) {}
-  // No memory for words: with none at all it is cancelled still.
-  return Cause::cancelled();
+  return CauseAccess::share(&untold_failure_record);
 }
 
 /// For what can neither be done nor reported: says so on stderr and terminates. Allocates nothing.
