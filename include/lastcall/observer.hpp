@@ -40,11 +40,11 @@ namespace lastcall {
 
 /// Who is still in, while a drain goes on: what a countdown shows and a gauge exports.
 struct LiveStatus {
-  Clock::duration since_request;
-  Clock::duration until_end;       ///< until the process is gone at the latest
-  std::size_t in_flight;           ///< members of all stages, the unnamed too
-  std::vector<std::string> names;  ///< some of them, oldest first
-  std::string stage;               ///< the one being drained; empty between stages
+  Clock::duration since_request{};
+  Clock::duration until_end{};       ///< until the process is gone at the latest
+  std::size_t in_flight = 0;         ///< members of all stages, the unnamed too
+  std::vector<std::string> names{};  ///< some of them, oldest first
+  std::string stage{};               ///< the one being drained; empty between stages
 };
 
 /// Is told what happens. Derive from it and put it into ShutdownOptions::observer.

@@ -43,26 +43,25 @@ enum class Outcome : std::uint8_t {
 /// Somebody who was still in, and where: a task, a named guard, a hook, or all the unnamed guards of a
 /// stage together ("3 unnamed").
 struct Straggler {
-  std::string name;
-  std::string stage;
-  SourceLocation where;     ///< where it entered; line 0 if that isn't known
-  Clock::duration age;      ///< since it entered
-  pid_t thread_id;          ///< as in ps -L and gdb; 0 if there is no one thread
-  std::string thread_name;  ///< the kernel's name of that thread, at most 15 bytes
-  std::string
-      waiting_in;  ///< "futex", "read(7)", "running (1.23 s CPU)", "gone", ...; may be empty
-  std::vector<std::string> stack;  ///< innermost frame first; may be empty
+  std::string name{};
+  std::string stage{};
+  SourceLocation where{};     ///< where it entered; line 0 if that isn't known
+  Clock::duration age{};      ///< since it entered
+  pid_t thread_id = 0;        ///< as in ps -L and gdb; 0 if there is no one thread
+  std::string thread_name{};  ///< the kernel's name of that thread, at most 15 bytes
+  std::string waiting_in{};   ///< "futex", "read(7)", "running (1.23 s CPU)", "gone"; may be empty
+  std::vector<std::string> stack{};  ///< innermost frame first; may be empty
 };
 
 /// The whole story. An ordinary value: not thread-safe while somebody changes it.
 struct ShutdownReport {
   Outcome outcome = Outcome::clean;
-  Cause cause;
+  Cause cause{};
   int exit_code = 0;
-  Clock::duration elapsed{};          ///< from the request to the end
-  std::vector<Event> events;          ///< every transition, hook, stage: name, begin, end, result
-  std::vector<Straggler> stragglers;  ///< who was still in when time ran out
-  std::vector<Failure> failures;      ///< who threw what, in the order it happened
+  Clock::duration elapsed{};            ///< from the request to the end
+  std::vector<Event> events{};          ///< every transition, hook, stage: name, begin, end, result
+  std::vector<Straggler> stragglers{};  ///< who was still in when time ran out
+  std::vector<Failure> failures{};      ///< who threw what, in the order it happened
 
   /// For people, 80 columns wide: a line that sums it up, a bar for every stage and hook, each straggler
   /// with its stack, each failure. The names are safe to print, whatever they hold.

@@ -135,10 +135,10 @@ class alignas(detail::cache_line) WaitGroup {
 
   /// A named guard that is out.
   struct Member {
-    std::string name;
-    SourceLocation where;       ///< where it entered
-    pid_t thread_id;            ///< the thread that entered
-    Clock::time_point entered;  ///< when
+    std::string name{};
+    SourceLocation where{};       ///< where it entered
+    pid_t thread_id = 0;          ///< the thread that entered
+    Clock::time_point entered{};  ///< when
   };
 
   WaitGroup() noexcept = default;

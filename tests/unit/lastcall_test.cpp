@@ -119,6 +119,17 @@ struct SilentToo : Observer {
   void on_event(const Event& /*event*/) override {}
 };
 
+TEST_CASE("any member of an aggregate may be named alone, without a warning") {
+  CHECK(ShutdownOptions{.grace_period = 5s}.grace_period == 5s);
+  CHECK(ShutdownOptions{.exit_codes = {.failed = 3}}.exit_codes.overrun == 124);
+  CHECK(lastcall::Event{.name = "mine"}.detail.empty());
+  CHECK(lastcall::Straggler{.name = "mine"}.stack.empty());
+  CHECK(lastcall::ShutdownReport{.exit_code = 3}.events.empty());
+  CHECK(lastcall::Failure{.task = "mine"}.error == nullptr);
+  CHECK(lastcall::LiveStatus{.in_flight = 3}.names.empty());
+  CHECK(lastcall::WaitGroup::Member{.name = "mine"}.thread_id == 0);
+}
+
 TEST_CASE("a program that uses every call of the interface in its documented form drains cleanly") {
   ShutdownCoordinator coordinator(ShutdownOptions{.signals = {SIGTERM},
                                                   .grace_period = 20s,

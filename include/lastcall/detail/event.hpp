@@ -28,13 +28,13 @@ enum class EventResult : std::uint8_t { begun, ok, failed, overran, skipped };
 /// The detail is for people: who sent a signal, what() of an exception, where a straggler is. It may
 /// have several lines; the first one is enough to understand it, the others (a stack) are extra.
 struct Event {
-  EventKind kind;
-  EventResult result;
-  std::string stage;   ///< the stage it belongs to; empty if to none
-  std::string name;    ///< the phase, stage, hook, signal or task
-  std::string detail;  ///< more about it, possibly empty
-  Clock::time_point begin;
-  Clock::time_point end;
+  EventKind kind{};
+  EventResult result{};
+  std::string stage{};   ///< the stage it belongs to; empty if to none
+  std::string name{};    ///< the phase, stage, hook, signal or task
+  std::string detail{};  ///< more about it, possibly empty
+  Clock::time_point begin{};
+  Clock::time_point end{};
 };
 
 namespace detail {

@@ -44,8 +44,8 @@ struct ShutdownOptions {
   /// which would only stop the process: exit with 128 + n).
   bool exit_by_signal = false;
   /// On this signal the observer gets a snapshot() and everything goes on.
-  std::optional<int> dump_signal;
-  ExitCodes exit_codes;
+  std::optional<int> dump_signal{};
+  ExitCodes exit_codes{};
   /// Gets every event; null: silent.
   std::shared_ptr<Observer> observer = stderr_observer();
   /// Where stragglers are named by bare write(2), if the end is forced or the observer could not be told of them;
