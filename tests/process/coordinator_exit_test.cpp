@@ -298,6 +298,37 @@ TEST_CASE("before the exit stdio and the standard streams are flushed") {
   }
 }
 
+#if defined(__GLIBC__)
+
+TEST_CASE("a thread that is blocked reading stdin does not hold the exit up") {
+  for (const bool drains : {false, true}) {
+    INFO(drains);
+    const Stopwatch watch;
+    const Ended ended = in_a_process([&] {
+      ShutdownCoordinator coordinator(quiet(60s));
+      std::FILE* const file = ::fdopen(::dup(STDOUT_FILENO), "w");
+      std::fprintf(file, "a file, ");
+      std::printf("stdio");
+      std::thread([] { static_cast<void>(std::fgetc(stdin)); }).detach();
+      expect(support::eventually([] {
+               if (::ftrylockfile(stdin) != 0) return true;
+               ::funlockfile(stdin);
+               return false;
+             }),
+             "it is being read");
+      coordinator.request_shutdown();
+      if (drains) coordinator.drain();
+      coordinator.run();
+    });
+    CHECK(ended.how == "exit 0");
+    CHECK(contains(ended.out, "a file, "));
+    CHECK(contains(ended.out, "stdio"));
+    CHECK(watch.elapsed() < 30s);
+  }
+}
+
+#endif
+
 namespace {
 
 // Somebody has the lock of stdout for ever when the shutdown is asked for.

@@ -12,6 +12,10 @@
 #include <cstdlib>
 #include <iostream>
 
+#if LASTCALL_LINUX && defined(__GLIBC__)
+#include <stdio_ext.h>
+#endif
+
 #if defined(__ELF__)  // elsewhere a weak declaration without a definition does not link
 extern "C" {
 // Weak: null unless the program was built with the instrumentation that defines them. libgcov keeps
@@ -28,8 +32,21 @@ extern "C" {
 
 namespace lastcall::detail {
 
+/// A thread that is blocked reading stdin has its lock, for which fflush(nullptr) would wait, though there is nothing
+/// in it to flush. So stdin has no lock any more. Whoever reads it goes on to the exit without.
+inline void let_go_of_stdin() noexcept {
+#if LASTCALL_LINUX && defined(__GLIBC__)
+  if (::ftrylockfile(stdin) != 0) {
+    ::__fsetlocking(stdin, FSETLOCKING_BYCALLER);
+  } else {
+    ::funlockfile(stdin);
+  }
+#endif
+}
+
 /// Flushes stdio and the standard streams and writes what instrumentation collected. May block for as
-/// long as somebody holds stdout's lock or nobody reads it: the caller's caller keeps the clock.
+/// long as somebody holds stdout's lock or nobody reads it: the caller's caller keeps the clock. So it may for who
+/// is blocked reading another stdio stream than stdin; elsewhere than with glibc, for stdin as well.
 /// Leaks are looked for if everybody is out. What stragglers still use is none; and the check stops
 /// every thread, also the one that keeps the clock, until each has stopped: one in vfork() never does.
 inline void flush_everything(bool everybody_out) noexcept {
@@ -39,6 +56,7 @@ inline void flush_everything(bool everybody_out) noexcept {
     std::clog.flush();
   }
   LASTCALL_CATCH(...) {}  // a stream that throws on failure has nothing more to say
+  let_go_of_stdin();
   std::fflush(nullptr);
 #if defined(__ELF__)
   if (__gcov_dump != nullptr) {
