@@ -116,8 +116,10 @@ class ShutdownCoordinator {
   }
 
   /// Calls the function for each signal of that number, on a thread of its own, so that a reload that
-  /// hangs can't stop a drain. What it throws is an event, and no failure of the shutdown. Throws std::logic_error for a number that
-  /// has one already or is a shutdown signal, and otherwise what the constructor throws.
+  /// hangs can't stop a drain: one that still runs when that is over is left behind, and what it uses has
+  /// to outlive the coordinator. What it throws is an event, and no failure of the shutdown. Throws
+  /// std::logic_error for a number that has one already or is a shutdown signal, and otherwise what the
+  /// constructor throws.
   void on_signal(int number, std::function<void(const SignalInfo&)> function) {
     engine_->on_signal(number, std::move(function));
   }
@@ -128,9 +130,7 @@ class ShutdownCoordinator {
   Stage& stage(std::string name, std::chrono::milliseconds budget) {
     detail::EngineState& shared = state();
     const std::lock_guard<std::mutex> lock(shared.stages_mutex);
-    if (shared.requested()) {
-      detail::throw_logic_error("stage('" + name + "'): shutdown has been requested already");
-    }
+    if (shared.requested()) refuse_late_stage(name);
     for (const auto& known : shared.stages) {
       if (known->name() == name) {
         detail::throw_invalid_argument("stage('" + name + "'): there is a stage of that name");
@@ -148,7 +148,9 @@ class ShutdownCoordinator {
           std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(left).count()) +
           " ms");
     }
-    return shared.append_stage(std::move(name), detail::EngineState::bounded(budget));
+    Stage* const added = shared.append_stage(name, detail::EngineState::bounded(budget));
+    if (added == nullptr) refuse_late_stage(name);
+    return *added;
   }
 
   /// Asks for shutdown, as a signal does. True for the first; an empty cause means
@@ -188,6 +190,10 @@ class ShutdownCoordinator {
   }
 
  private:
+  [[noreturn]] static void refuse_late_stage(const std::string& name) {
+    detail::throw_logic_error("stage('" + name + "'): shutdown has been requested already");
+  }
+
   // The process's one coordinator: claimed while a constructor runs, kept if it succeeds.
   class OnlyOne {
    public:

@@ -146,7 +146,18 @@ class Stage {
   // For the coordinator's threads.
   detail::Node* node() noexcept { return detail::TreeAccess::node_of(source_); }
   detail::CancelWork& work() noexcept { return work_; }
-  Stage* next() const noexcept { return next_.load(std::memory_order_acquire); }
+  Stage* next() const noexcept {
+    Stage* const next = next_.load(std::memory_order_acquire);
+    return next == this ? nullptr : next;
+  }
+  // A stage is linked, or the last one is closed by linking it to itself, once and for all: of who makes a stage
+  // and the drain thread, which comes to the end of the list, one is the first.
+  bool link_next(Stage* next) noexcept {
+    Stage* none = nullptr;
+    // release: who sees the stage sees what it was made of. acquire: as in next().
+    return next_.compare_exchange_strong(none, next, std::memory_order_acq_rel);
+  }
+  Stage* next_or_close() noexcept { return link_next(this) ? nullptr : next(); }
 
   const std::string name_;
   const Clock::duration budget_;  // of the first stage: what the others leave, found when it begins

@@ -132,6 +132,19 @@ TEST_CASE("after an overrun the destructor returns in time, and what stragglers 
   CHECK(ended.out == "still here\n");
 }
 
+TEST_CASE("the destructor of a coordinator that aborted nobody does not cancel abort_token()") {
+  CancellationToken abort;
+  std::atomic<bool> ran{false};
+  auto coordinator = std::make_unique<ShutdownCoordinator>(quiet());
+  abort = coordinator->abort_token();
+  const lastcall::CancellationCallback callback(abort, [&ran] { ran = true; });
+  CHECK(abort.can_be_cancelled());
+  coordinator.reset();
+  CHECK_FALSE(abort.is_cancelled());
+  CHECK_FALSE(ran);
+  CHECK_FALSE(abort.can_be_cancelled());
+}
+
 TEST_CASE("the destructor never exits the process: not at the end of the grace period") {
   const Ended ended = in_a_process([] {
     {

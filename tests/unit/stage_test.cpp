@@ -2,6 +2,7 @@
 // tests/process/coordinator_hangs_test.cpp.
 #include <lastcall/stage.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
 #include "support/threads.hpp"
@@ -15,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace std::chrono_literals;
@@ -213,6 +215,21 @@ TEST_CASE("the abort margin is at most half of what the announce delay leaves") 
   CHECK(refusal([&] { coordinator.stage("most", 399ms); }) == "nothing");
 }
 
+TEST_CASE("who leaves at the abort has half of the abort margin for it, however small that is") {
+  for (const auto grace : {100ms, 1000ms, 25000ms}) {
+    for (const auto margin : {1ms, 10ms, 30ms, 50ms, 100ms, 2000ms}) {
+      INFO(grace.count() << " ms, of which " << margin.count());
+      ShutdownOptions options = quiet(grace);
+      options.abort_margin = margin;
+      lastcall::detail::EngineState state(options);
+      const lastcall::Clock::time_point end = lastcall::Clock::now() + grace;
+      state.end_at.store(end);
+      CHECK(state.wait_until() - (end - state.margin) >= state.margin / 2);
+      CHECK(state.wait_until() < end);
+    }
+  }
+}
+
 TEST_CASE("stage() refuses no budget at all and a negative one") {
   ShutdownCoordinator coordinator(quiet());
   for (const auto budget : {0ms, -5ms, std::chrono::milliseconds::min()}) {
@@ -249,6 +266,40 @@ TEST_CASE("stage() after the request is a logic error, at once and after the dra
   CHECK(starts_with(refusal([&] { coordinator.stage("later", 1s); }), "logic_error: "));
 }
 
+namespace {
+
+// What a thread does in its next allocation, as if it had been left without the processor there.
+std::function<void()>* before_allocation = nullptr;
+thread_local bool stops_at_allocation = false;
+bool stop_here() noexcept {
+  if (std::exchange(stops_at_allocation, false)) (*before_allocation)();
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("stage() that comes to its end when the drain has been through the stages is refused") {
+  if (!support::can_refuse_allocations) return;
+  ShutdownCoordinator coordinator(quiet());
+  std::thread drainer;
+  std::function<void()> drain = [&] {
+    drainer = std::thread([&] { coordinator.drain(); });
+    coordinator.request_shutdown();
+    support::eventually([&] { return coordinator.phase() == lastcall::Phase::finished; });
+  };
+  before_allocation = &drain;
+  support::refusal_rule = &stop_here;
+  std::string name = "a name that is longer than what a string holds without an allocation";
+  stops_at_allocation = true;
+  const std::string words = refusal([&] { coordinator.stage(std::move(name), 1s); });
+  support::refusal_rule = nullptr;
+  drainer.join();
+  INFO(words);
+  CHECK(starts_with(words, "logic_error: "));
+  CHECK(contains(words, "a name that is longer"));
+  CHECK(coordinator.phase() == lastcall::Phase::finished);
+}
+
 TEST_CASE("a stage's name is as given, and a reference to it stays good when others are declared") {
   ShutdownCoordinator coordinator(quiet());
   std::vector<Stage*> stages;
@@ -275,6 +326,18 @@ TEST_CASE("an on_stop registered after its stage's cancel runs at once on the ca
   bool also_after_the_drain = false;
   second.on_stop("very late", [&] { also_after_the_drain = true; });
   CHECK(also_after_the_drain);
+}
+
+TEST_CASE("a late on_stop is told after the request, however early it ran") {
+  for (int round = 0; round < 20; ++round) {
+    ShutdownCoordinator coordinator(quiet());
+    coordinator.request_shutdown();
+    coordinator.on_stop("late", [] {});
+    const ShutdownReport report = coordinator.drain();
+    const std::string story =
+        story_of(report.events, {EventKind::phase, EventKind::hook}).substr(0, 21);
+    CHECK(story == "phase begun announced");
+  }
 }
 
 TEST_CASE("a late on_stop that throws is written down, and goes no further") {

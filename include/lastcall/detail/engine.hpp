@@ -143,7 +143,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
       stop_handler_thread(patience);
     }
     wait_for_capture(patience);  // a drain thread that ran out of time may be taking stacks
-    for (const auto& stage : state_.stages) {
+    for (const Stage* stage = state_.first_stage; stage != nullptr;
+         stage = EngineState::after(*stage)) {
       if (allocator_may_hang()) {
         EngineState::forsake_tasks(*stage);
       } else {

@@ -247,7 +247,7 @@ class EngineDrain {
     if (in != 0) detail.add_digits(in).add(" still in");
     story_.note(EventKind::stage, stage_->overran_ ? EventResult::overran : EventResult::ok, {},
                 stage_->name(), detail.view(), stage_->begun_, Clock::now());
-    stage_ = stage_->next();
+    stage_ = stage_->next_or_close();
     at_ = stage_ == nullptr ? At::lingering : At::stage;
     return Next::again;
   }

@@ -182,7 +182,10 @@ struct EngineState final : StageHost {
       : options(std::move(given)),
         grace(bounded(options.grace_period)),
         announce(bounded(options.announce_delay)),
-        margin(std::min(bounded(options.abort_margin), (grace - announce) / 2)) {}
+        margin(std::min(bounded(options.abort_margin), (grace - announce) / 2)) {
+    // abort() marks it. Where nobody is aborted it is not cancelled at last by who destroys the engine.
+    abort_source.disarm();
+  }
   ~EngineState() { release(cause_record.load(std::memory_order_acquire)); }
 
   // -- what was asked for
@@ -280,17 +283,17 @@ struct EngineState final : StageHost {
   /// The same for when the allocator may be held: the stage must live for ever.
   static void forsake_tasks(const Stage& stage) noexcept { stage.tasks_->forsake(); }
 
-  /// Appends a stage; under stages_mutex. May throw std::bad_alloc.
-  Stage& append_stage(std::string name, Clock::duration budget) {
+  /// Appends a stage; under stages_mutex. May throw std::bad_alloc. Null: the drain has been through the last one.
+  Stage* append_stage(std::string name, Clock::duration budget) {
     stages.push_back(std::unique_ptr<Stage>(new Stage(std::move(name), budget, *this)));
     Stage* const added = stages.back().get();
-    if (stages.size() > 1) {
-      // release: who sees the stage sees what it was made of.
-      stages[stages.size() - 2]->next_.store(added, std::memory_order_release);
-    } else {
+    if (stages.size() == 1) {
       first_stage = added;
+    } else if (!stages[stages.size() - 2]->link_next(added)) {
+      stages.pop_back();
+      return nullptr;
     }
-    return *added;
+    return added;
   }
 
   /// What the announce delay, the abort margin and the other stages leave is the first stage's.
@@ -309,12 +312,12 @@ struct EngineState final : StageHost {
   }
   void task_withdrawn(Stage&) noexcept override {
     // It may have kept the one that left before it from being the last one.
-    task_left(any_left.load(std::memory_order_relaxed));
+    task_left();
   }
-  void task_left(bool counts) noexcept {
-    // acq_rel: the last one out has seen all the others out.
-    if (spawned_in.fetch_sub(1, std::memory_order_acq_rel) == 1 && counts &&
-        options.stop_when_idle) {
+  void task_left() noexcept {
+    // acq_rel: the last one out has seen all the others out, and what they stored before that: so relaxed.
+    if (spawned_in.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
+        any_left.load(std::memory_order_relaxed) && options.stop_when_idle) {
       request(idle_cause);
     }
   }
@@ -340,7 +343,7 @@ struct EngineState final : StageHost {
     }
     if (!task.spawned) return;
     any_left.store(true, std::memory_order_relaxed);
-    task_left(true);
+    task_left();
   }
   void run_late_stop(Stage& stage, const std::string& name,
                      const std::function<void()>& hook) override {
@@ -351,8 +354,9 @@ struct EngineState final : StageHost {
       log.note_failed();
       log.add_failure(name, error);
     }
-    log.add({EventKind::hook, error ? EventResult::failed : EventResult::ok, stage.name(), name,
-             error ? describe_exception(error) : std::string(), begin, Clock::now()});
+    log.add_in_drain({EventKind::hook, error ? EventResult::failed : EventResult::ok, stage.name(),
+                      name, error ? describe_exception(error) : std::string(), begin,
+                      Clock::now()});
     drain_bell.ring();
   }
 
@@ -505,12 +509,13 @@ struct EngineState final : StageHost {
   /// the report is written and the streams are flushed inside the grace period. On a machine that hung
   /// spinners keep busy each thread needs some turns of the scheduler before it has shown its stack, so
   /// it is a twentieth of the grace period, up to 200 ms; but over 50 ms only as far as that leaves those
-  /// still in three quarters of the abort margin.
+  /// still in three quarters of the abort margin, and less where that leaves them less than half of it.
   Clock::time_point wait_until() const noexcept {
     const Clock::time_point end = end_at.load();
     if (end == Clock::time_point::max()) return end;
-    constexpr Clock::duration least = std::chrono::milliseconds(50);
     constexpr Clock::duration most = std::chrono::milliseconds(200);
+    Clock::duration least = std::chrono::milliseconds(50);
+    if (margin > Clock::duration::zero()) least = std::min(least, margin / 2);
     return end - std::min({grace / 20, most, std::max(least, margin / 4)});
   }
 
