@@ -10,16 +10,19 @@
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -329,4 +332,59 @@ TEST_CASE("a daemon that has forked twice before it makes its coordinator drains
   INFO(ended.err);
   CHECK(ended.how == "exit 0");
   CHECK(ended.out == "exit 0");
+}
+
+TEST_CASE(
+    "a program that was started without standard descriptors finds none of ours in their place") {
+  for (const unsigned closed : {1U, 2U, 4U, 3U, 5U, 6U, 7U}) {
+    const Ended ended = support::in_a_process([closed] {
+      const int out = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 10);
+      for (int fd = 0; fd < 3; ++fd) {
+        if ((closed >> static_cast<unsigned>(fd) & 1U) != 0) ::close(fd);
+      }
+      // A handler beneath costs a descriptor of its own.
+      std::signal(SIGHUP, [](int) {});
+      ShutdownOptions options = quick();
+      options.signals = {SIGTERM, SIGHUP};
+      ShutdownCoordinator lifetime(std::move(options));
+      lifetime.on_signal(SIGUSR1, [](const lastcall::SignalInfo&) {});
+      lifetime.spawn("worker", [](CancellationToken token) { token.wait(); });
+      bool ours = lifetime.token().fd() <= STDERR_FILENO;
+      for (int fd = 0; fd < 3; ++fd) {
+        const bool open = ::fcntl(fd, F_GETFD) != -1;
+        if ((closed >> static_cast<unsigned>(fd) & 1U) != 0) ours = ours || open;
+      }
+      support::write_all(out, ours ? "taken\n" : "free\n");
+      ::raise(SIGUSR1);
+      ::raise(SIGTERM);
+      lifetime.run();
+    });
+    INFO("closed: " << closed);
+    CHECK(ended.how == "exit 0");
+    CHECK(contains(ended.out, "free\n"));
+  }
+}
+
+TEST_CASE("if a descriptor can't be moved off the standard ones, none is left open") {
+  const Ended ended = support::in_a_process([] {
+    const int out = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 10);
+    for (int fd = 0; fd < 10; ++fd) ::close(fd);
+    for (const rlim_t most : {rlim_t{3}, rlim_t{4}}) {
+      rlimit limit{};
+      ::getrlimit(RLIMIT_NOFILE, &limit);
+      limit.rlim_cur = most;
+      ::setrlimit(RLIMIT_NOFILE, &limit);
+      try {
+        const lastcall::SignalTrap trap({SIGUSR1});
+        support::write_all(out, "made\n");
+      } catch (const std::system_error& error) {
+        support::write_all(out, error.code().value() == EMFILE ? "EMFILE\n" : "another error\n");
+      }
+      for (int fd = 0; fd < 10; ++fd) {
+        if (::fcntl(fd, F_GETFD) != -1) support::write_all(out, "left open\n");
+      }
+    }
+  });
+  CHECK(ended.how == "exit 0");
+  CHECK(ended.out == "EMFILE\nEMFILE\n");
 }

@@ -239,3 +239,13 @@ TEST_CASE("places in the buffer are used again, for however long") {
     }
   }
 }
+
+TEST_CASE("what a stranger writes into the pipe is no signal") {
+  SignalInbox inbox;
+  for (const int number : {lastcall::detail::signal_limit, 8224, 65535}) {
+    inbox.post(record_of(number));
+    CHECK(take_all(inbox).empty());
+  }
+  inbox.post(record_of(SIGUSR1));
+  CHECK(take_all(inbox).size() == 1);
+}

@@ -69,7 +69,7 @@ class EngineSignals {
     }
     sigset_t none;
     ::sigemptyset(&none);
-    reserved_fd_.store(::signalfd(-1, &none, SFD_NONBLOCK | SFD_CLOEXEC),
+    reserved_fd_.store(above_standard(::signalfd(-1, &none, SFD_NONBLOCK | SFD_CLOEXEC)),
                        std::memory_order_release);
 #endif
   }

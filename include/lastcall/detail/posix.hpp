@@ -61,20 +61,38 @@ inline bool set_cloexec_nonblock(int fd) noexcept {
          ::fcntl(fd, F_SETFD, FD_CLOEXEC) != -1;
 }
 
+/// The same open file under a number above the standard three, close-on-exec; -1 with errno if there is none to
+/// be had, and then nothing is open. In a program that was started with one of the three closed, the next
+/// descriptor gets its number, and whatever prints there would print into it. Passes on -1.
+inline int above_standard(int fd) noexcept {
+  if (fd < 0 || fd > STDERR_FILENO) return fd;
+  const int moved = ::fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  // EINVAL: the number is past the process's limit.
+  const int error = errno == EINVAL ? EMFILE : errno;
+  ::close(fd);
+  if (moved < 0) errno = error;
+  return moved;
+}
+
 /// A pipe with both ends non-blocking and close-on-exec. Throws std::system_error (EMFILE, ENFILE).
 inline Pipe make_pipe(const char* doing) {
   int ends[2] = {-1, -1};
 #if LASTCALL_LINUX
-  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) throw_system_error(errno, doing);
-  return Pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
+  const int made = ::pipe2(ends, O_CLOEXEC | O_NONBLOCK);
 #else
-  if (::pipe(ends) != 0) throw_system_error(errno, doing);
+  const int made = ::pipe(ends);
+#endif
+  if (made != 0) throw_system_error(errno, doing);
   Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
-  if (!set_cloexec_nonblock(ends[0]) || !set_cloexec_nonblock(ends[1])) {
-    throw_system_error(errno, doing);
+  for (UniqueFd* const end : {&pipe.read_end, &pipe.write_end}) {
+    *end = UniqueFd(above_standard(end->release()));
+#if LASTCALL_LINUX
+    if (!*end) throw_system_error(errno, doing);
+#else
+    if (!*end || !set_cloexec_nonblock(end->get())) throw_system_error(errno, doing);
+#endif
   }
   return pipe;
-#endif
 }
 
 /// A level that can be raised once, seen by poll(2): an eventfd, or a pipe where there is none.
@@ -84,7 +102,7 @@ class PollableFlag {
   /// Throws std::system_error (EMFILE, ENFILE).
   explicit PollableFlag(const char* doing) {
 #if LASTCALL_LINUX
-    read_end_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    read_end_ = UniqueFd(above_standard(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
     if (!read_end_) throw_system_error(errno, doing);
 #else
     Pipe pipe = make_pipe(doing);

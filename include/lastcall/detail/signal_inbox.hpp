@@ -275,7 +275,8 @@ class SignalInbox {
   }
 
   void push(const SignalRecord& record) noexcept {
-    if (record.number == 0) return;  // a bell
+    // A bell; or what somebody wrote who took the descriptor for another one.
+    if (!is_signal_number(record.number)) return;
     Queue& queue = queues_[record.number];
     if (used_ >= roomy_ && queue.first != nobody) {
       // I4: the last places are kept for numbers that have none. This one merges.
