@@ -22,8 +22,9 @@
 //   end_ns    integer, the same; equal to begin_ns if it has only begun
 //
 // Bytes that are no UTF-8 become U+FFFD. The request is the first "phase" line, or what came with
-// on_request() before it. Times of lines before any request (a reload on SIGHUP, a thread dump) count
-// from the making of the observer. If nobody reads the descriptor, lines are dropped rather than waited
+// on_request() before it; the signal that was the request was received a moment before it, and its times are
+// negative. Times of lines before any request (a reload on SIGHUP, a thread dump) count from the making of the
+// observer, and with a second coordinator from the request before. If nobody reads the descriptor, lines are dropped rather than waited
 // for, and the next one that gets through is preceded by {"lost":3}, the number of lines dropped; a line
 // cut off in its middle is ended by a newline first.
 #pragma once
@@ -51,7 +52,7 @@ struct LiveStatus {
 ///
 /// All functions are called one at a time on the coordinator's drain thread, never from a constructor
 /// or from spawn(). What they throw is swallowed; one that hangs is abandoned like a hook, and later
-/// events reach only the report.
+/// events reach only the report. May be used by one coordinator after another.
 struct Observer {
   virtual ~Observer() = default;
 
@@ -60,6 +61,9 @@ struct Observer {
 
   /// Shutdown was requested, at `when`; comes once, before the events that follow from it.
   virtual void on_request(Clock::time_point when) { static_cast<void>(when); }
+
+  /// How long each call may take; one that takes longer is taken for hung. Comes once, before the first event.
+  virtual void on_time_limit(Clock::duration most) { static_cast<void>(most); }
 
   /// Whether on_status() is worth calling. Asked once when the drain begins.
   virtual bool wants_status() const noexcept { return false; }
@@ -71,7 +75,8 @@ struct Observer {
 /// For people, on stderr: one readable line an event, with the time since the request; on a terminal a
 /// live countdown of who is left, and colours unless NO_COLOR is set; at the end a bar for every stage
 /// and hook. Looks at the terminal, TERM and NO_COLOR now. Its lines are written whole, by one write(2)
-/// each; if stderr is a full pipe they are dropped (after 200 ms once) and counted, not waited for.
+/// each; if stderr is a full pipe they are dropped (after 200 ms once, or less with a short grace period) and
+/// counted, not waited for.
 /// Thread-safe.
 std::shared_ptr<Observer> stderr_observer();
 
@@ -85,7 +90,7 @@ inline std::shared_ptr<Observer> silent_observer() {
 
 /// For machines: one JSON object a line on `fd`, by one write(2) each; the schema is at the top of this
 /// file. `fd` stays the caller's and must stay open. Throws std::invalid_argument for a negative number,
-/// std::system_error (EBADF) for a descriptor that isn't open. Thread-safe.
+/// std::system_error (EBADF) for a descriptor that isn't open, or not for writing. Thread-safe.
 std::shared_ptr<Observer> json_observer(int fd);
 
 }  // namespace lastcall

@@ -325,6 +325,47 @@ TEST_CASE("Times are since the request: the first phase, or what on_request said
   }
 }
 
+TEST_CASE("An observer for machines counts from each coordinator's own request") {
+  const Clock::time_point first = Clock::now();
+  const Pipe pipe;
+  const auto observer = lastcall::json_observer(pipe.write_end);
+  const auto begin_of = [&](const Event& one) {
+    observer->on_event(one);
+    const auto line = support::read_json(read_available(pipe.read_end, 0));
+    return line.value_or(support::Json{})["begin_ns"].text;
+  };
+  observer->on_request(first);
+  CHECK(begin_of(phase("announced", first + 1ns)) == "1");
+  SECTION("after the end of the first") {
+    CHECK(begin_of(phase("finished", first + 2ns)) == "2");
+    SECTION("the first phase") { CHECK(begin_of(phase("announced", first + 3s)) == "0"); }
+    SECTION("on_request") {
+      observer->on_request(first + 3s);
+      CHECK(begin_of(phase("announced", first + 3s + 1ns)) == "1");
+    }
+  }
+  SECTION("also if the end of the first was not told") {
+    observer->on_request(first + 3s);
+    CHECK(begin_of(phase("announced", first + 3s + 1ns)) == "1");
+  }
+}
+
+TEST_CASE("json_observer refuses a descriptor that nobody can write to, naming it") {
+  const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  REQUIRE(null >= 0);
+  try {
+    lastcall::json_observer(null);
+    FAIL("a descriptor for reading was accepted");
+  } catch (const std::system_error& error) {
+    CHECK(error.code().value() == EBADF);
+    CHECK(contains(error.what(), std::to_string(null)));
+  }
+  ::close(null);
+  const int both = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  CHECK_NOTHROW(lastcall::json_observer(both));
+  ::close(both);
+}
+
 TEST_CASE("json_observer refuses a descriptor that is none, naming it") {
   CHECK_THROWS_AS(lastcall::json_observer(-7), std::invalid_argument);
   try {
@@ -454,6 +495,22 @@ TEST_CASE("A full pipe that nobody reads costs an observer little time, and is t
   }
   // The pipe is shared with others, who expect their writes to block.
   CHECK((::fcntl(pipe.write_end, F_GETFL) & O_NONBLOCK) == 0);
+}
+
+TEST_CASE("An observer that may take little time for a call waits less than that for a reader") {
+  const Pipe pipe;
+  pipe.fill();
+  const auto begin = Clock::now();
+  // A hundred waits of 200 ms would be 20 s.
+  for (int round = 0; round < 50; ++round) {
+    const auto people = people_observer(pipe.write_end);
+    people->on_time_limit(20ms);
+    people->on_event(phase("draining", begin));
+    const auto machines = lastcall::json_observer(pipe.write_end);
+    machines->on_time_limit(20ms);
+    machines->on_event(phase("draining", begin));
+  }
+  CHECK(Clock::now() - begin < 10s);
 }
 
 TEST_CASE("Every way of writing without waiting gives up on a full pipe") {

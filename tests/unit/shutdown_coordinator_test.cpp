@@ -5,8 +5,12 @@
 
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
+#include "support/emulation.hpp"
 #include "support/json_check.hpp"
 #include "support/threads.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -733,6 +737,86 @@ TEST_CASE("what an observer throws is swallowed, and it is told the next event")
   CHECK(report.outcome == Outcome::clean);
   CHECK(report.failures.empty());
   CHECK(story_of(witness->events()) == story_of(report.events));
+}
+
+TEST_CASE("what an observer's on_request() throws costs it no event and no status") {
+  struct Thrower : Witness {
+    void on_time_limit(lastcall::Clock::duration) override { throw std::runtime_error("limit"); }
+    void on_request(lastcall::Clock::time_point) override { throw std::runtime_error("request"); }
+    bool wants_status() const noexcept override { return asked = true; }
+    mutable std::atomic<bool> asked{false};
+  };
+  const auto thrower = std::make_shared<Thrower>();
+  ShutdownOptions options = quiet();
+  options.observer = thrower;
+  ShutdownCoordinator coordinator(options);
+  coordinator.request_shutdown();
+  const ShutdownReport report = coordinator.drain();
+  CHECK(story_of(thrower->events()) == story_of(report.events));
+  CHECK(thrower->asked);
+}
+
+TEST_CASE("an observer is told its time limit once, before the first event") {
+  struct Limited : Witness {
+    void on_time_limit(lastcall::Clock::duration most) override {
+      diary.add(std::to_string(most / 1ms) + " ms");
+    }
+    void on_event(const lastcall::Event& event) override {
+      diary.add(event.name);
+      Witness::on_event(event);
+    }
+    Diary diary;
+  };
+  const auto limited = std::make_shared<Limited>();
+  ShutdownOptions options = quiet(2s);
+  options.observer = limited;
+  ShutdownCoordinator coordinator(options);
+  coordinator.request_shutdown();
+  coordinator.drain();
+  const std::string lines = limited->diary.text();
+  CHECK(starts_with(lines, "100 ms\nannounced\n"));
+  CHECK(support::count_of(lines, " ms") == 1);
+}
+
+TEST_CASE("the library's observers outlive a pipe that is full for a while, in a short drain too") {
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  const int flags = ::fcntl(ends[1], F_GETFL);
+  ::fcntl(ends[1], F_SETFL, flags | O_NONBLOCK);
+  while (::write(ends[1], "x", 1) > 0) {
+  }
+  ::fcntl(ends[1], F_SETFL, flags);
+  const bool people = GENERATE(true, false);
+  INFO((people ? "people" : "machines"));
+  ShutdownOptions options = quiet(support::enough(2000ms));
+  options.observer = people ? std::make_shared<lastcall::detail::StderrObserver>(ends[1])
+                            : lastcall::json_observer(ends[1]);
+  ShutdownCoordinator coordinator(options);
+  std::atomic<bool> stopped{false};
+  std::atomic<bool> read{false};
+  coordinator.on_stop("stop", [&] { stopped = true; });
+  coordinator.spawn("worker", [&] { eventually([&] { return read.load(); }); });
+  coordinator.request_shutdown();
+  // By now it has been told of two phases, the stage and the hook, or has been given up.
+  CHECK(eventually([&] { return stopped.load(); }));
+  std::string text;
+  const auto read_all = [&] {
+    char buffer[4096];
+    while (support::is_readable(ends[0])) {
+      const ssize_t got = ::read(ends[0], buffer, sizeof buffer);
+      if (got <= 0) break;
+      text.append(buffer, static_cast<std::size_t>(got));
+    }
+  };
+  read_all();
+  read = true;
+  const ShutdownReport report = coordinator.drain();
+  read_all();
+  CHECK(report.outcome == Outcome::clean);
+  CHECK(contains(text, people ? "lines lost: nobody was reading" : "{\"lost\":"));
+  CHECK(contains(text, "finished"));
+  ::close(ends[0]);
+  ::close(ends[1]);
 }
 
 TEST_CASE("an observer may use the coordinator") {

@@ -88,25 +88,29 @@ class DrainStory {
         observer_missed_ = true;
         return true;
       }
+      const bool introduce = !observer_introduced_;
       const bool announce = request_told_ && !observer_knows_;
       bool wants_status = false;
       Observer* const observer = observer_;
       const Clock::time_point since = engine_.requested_at.load();
+      const Clock::duration most = observer_time();
       bool threw = false;
       const bool mine =
           calls_.guarded(DrainCall::observer, the_observer, stage, observer_deadline(), [&] {
-            // What it throws is destroyed in here: that is the user's, too.
-            const std::exception_ptr error = thrown_by([&] {
-              if (announce) {
-                observer->on_request(since);
-                wants_status = observer->wants_status();
-              }
-              observer->on_event(event);
-            });
-            threw = error != nullptr;
+            // What it throws is destroyed in here: that is the user's, too. And it costs it that call alone.
+            const auto call = [&threw](auto&& function) {
+              if (thrown_by(function) != nullptr) threw = true;
+            };
+            if (introduce) call([&] { observer->on_time_limit(most); });
+            if (announce) {
+              call([&] { observer->on_request(since); });
+              call([&] { wants_status = observer->wants_status(); });
+            }
+            call([&] { observer->on_event(event); });
           });
       if (!mine) return false;
       if (threw) observer_missed_ = true;
+      observer_introduced_ = true;
       if (announce) {
         observer_knows_ = true;
         wants_status_ = wants_status;
@@ -239,10 +243,12 @@ class DrainStory {
 
   // A twentieth of the grace period, at most half a second: an observer that hangs must not cost the
   // hooks their time.
+  Clock::duration observer_time() const noexcept {
+    return std::clamp<Clock::duration>(engine_.grace / 20, std::chrono::milliseconds(20),
+                                       std::chrono::milliseconds(500));
+  }
   Clock::time_point observer_deadline() const noexcept {
-    const Clock::duration most = std::clamp<Clock::duration>(
-        engine_.grace / 20, std::chrono::milliseconds(20), std::chrono::milliseconds(500));
-    return time_after(Clock::now(), most);
+    return time_after(Clock::now(), observer_time());
   }
 
   EngineState& engine_;
@@ -250,6 +256,7 @@ class DrainStory {
   Observer* observer_;
   bool request_told_ = false;
   bool cause_told_ = false;
+  bool observer_introduced_ = false;
   bool observer_knows_ = false;
   bool observer_missed_ = false;
   bool wants_status_ = false;

@@ -161,7 +161,7 @@ inline std::size_t write_bounded(int fd, const char* data, std::size_t size,
   return done;
 }
 
-/// Writes lines and, when nobody reads them, drops them instead of hanging. The first line that finds
+/// Writes lines and, when nobody reads them, drops them instead of hanging. The first call that finds
 /// no room waits for `patience`; the ones after it don't wait at all until one gets through, and then a
 /// notice says how many are missing. Not thread-safe: its owner has a lock.
 class LineWriter {
@@ -170,13 +170,19 @@ class LineWriter {
 
   LineWriter(int fd, Notice notice,
              Clock::duration patience = std::chrono::milliseconds(200)) noexcept
-      : fd_(fd), notice_(notice), patience_(patience) {}
+      : fd_(fd), notice_(notice), own_patience_(patience), patience_(patience) {}
 
   int fd() const noexcept { return fd_; }
+
+  /// Its owner may take `most` for each call, and has other things to do in it, the processor to wait for too.
+  void share_time_limit(Clock::duration most) noexcept {
+    patience_ = std::min(own_patience_, most / 5 * 2);
+  }
 
   /// `lines`: whole ones, each with its newline. One write(2) takes as many of them as a pipe accepts
   /// in one piece.
   void write(std::string_view lines) {
+    give_up_ = deadline_after(patience_);
     while (!lines.empty()) {
       std::size_t size = lines.find('\n') + 1;
       for (std::size_t next = size; next != 0 && next <= atomic_write;
@@ -192,6 +198,7 @@ class LineWriter {
 
   /// Something that isn't a line, such as the countdown: nobody misses it if it is lost.
   void draw(std::string_view text) {
+    give_up_ = deadline_after(patience_);
     if (lost_ == 0) send(text);
   }
 
@@ -215,8 +222,8 @@ class LineWriter {
     torn_ = sent != 0 && piece[sent - 1] != '\n';
   }
   std::size_t send(std::string_view text) {
-    const std::size_t sent =
-        write_bounded(fd_, text.data(), text.size(), stuck_ ? Clock::duration::zero() : patience_);
+    const Clock::duration budget = stuck_ ? Clock::duration::zero() : give_up_ - Clock::now();
+    const std::size_t sent = write_bounded(fd_, text.data(), text.size(), budget);
     stuck_ = sent < text.size();
     return sent;
   }
@@ -226,7 +233,9 @@ class LineWriter {
 
   int fd_;
   Notice notice_;
+  Clock::duration own_patience_;
   Clock::duration patience_;
+  Clock::time_point give_up_{};  // of the call that goes on
   std::size_t lost_ = 0;
   bool stuck_ = false;
   bool torn_ = false;

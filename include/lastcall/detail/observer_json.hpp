@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 namespace lastcall::detail {
 
@@ -23,30 +24,37 @@ class JsonObserver final : public Observer {
 
   void on_request(Clock::time_point when) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    set_origin(when);
+    origin_ = when;
+    requested_ = true;
+  }
+
+  void on_time_limit(Clock::duration most) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    writer_.share_time_limit(most);
   }
 
   void on_event(const Event& event) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (event.kind == EventKind::phase) set_origin(event.begin);
+    if (event.kind == EventKind::phase && !std::exchange(requested_, true)) origin_ = event.begin;
     JsonWriter json;
     write_event(json, event, origin_);
     writer_.write(json.take() + "\n");
+    // There may be another coordinator.
+    if (event.kind == EventKind::phase && event.name == "finished") requested_ = false;
   }
 
  private:
   static int checked(int fd) {
-    const std::string what = "json_observer: " + std::to_string(fd) + " is no open descriptor";
-    if (fd < 0) throw_invalid_argument(what);
-    if (::fcntl(fd, F_GETFD) == -1) throw_system_error(errno, what);
+    const std::string which = "json_observer: " + std::to_string(fd);
+    if (fd < 0) throw_invalid_argument(which + " is no open descriptor");
+    const int status = ::fcntl(fd, F_GETFL);
+    if (status == -1) throw_system_error(errno, which + " is no open descriptor");
+    if ((status & O_ACCMODE) == O_RDONLY)
+      throw_system_error(EBADF, which + " is open for reading only");
     return fd;
   }
   static std::string lost_notice(std::size_t lost) {
     return "{\"lost\":" + std::to_string(lost) + "}\n";
-  }
-  void set_origin(Clock::time_point when) noexcept {
-    if (!requested_) origin_ = when;
-    requested_ = true;
   }
 
   std::mutex mutex_;

@@ -79,7 +79,13 @@ class StderrObserver final : public Observer {
 
   void on_request(Clock::time_point when) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!request_) request_ = when;
+    if (request_) forget_story();  // of a coordinator that didn't come to its end
+    request_ = when;
+  }
+
+  void on_time_limit(Clock::duration most) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    writer_.share_time_limit(most);
   }
 
   void on_event(const Event& event) override {
@@ -88,9 +94,7 @@ class StderrObserver final : public Observer {
     std::string out = clear_line();
     if (event.kind == EventKind::phase && event.name == "finished") {
       append_summary(out, event);
-      summary_ = {};
-      story_.clear();
-      request_.reset();  // there may be another coordinator
+      forget_story();  // there may be another coordinator
     } else {
       append_event(out, event);
       if (request_) keep_for_summary(event);
@@ -135,6 +139,12 @@ class StderrObserver final : public Observer {
   static std::string lost_notice(std::size_t lost) {
     return std::string(line_prefix) + "(" + std::to_string(lost) +
            (lost == 1 ? " line" : " lines") + " lost: nobody was reading)\n";
+  }
+
+  void forget_story() {
+    summary_ = {};
+    story_.clear();
+    request_.reset();
   }
 
   std::string clear_line() {
