@@ -116,10 +116,10 @@ class ShutdownCoordinator {
   }
 
   /// Calls the function for each signal of that number, on a thread of its own, so that a reload that
-  /// hangs can't stop a drain: one that still runs when that is over is left behind, and what it uses has
-  /// to outlive the coordinator. What it throws is an event, and no failure of the shutdown. Throws
-  /// std::logic_error for a number that has one already or is a shutdown signal, and otherwise what the
-  /// constructor throws.
+  /// hangs can't stop a drain: one that still runs when that is over is left behind, an event "on SIGHUP"
+  /// that has begun and overrun, and what it uses has to outlive the coordinator. What it throws is an
+  /// event, too, and no failure of the shutdown. Throws std::logic_error for a number that has one already
+  /// or is a shutdown signal, and otherwise what the constructor throws.
   void on_signal(int number, std::function<void(const SignalInfo&)> function) {
     engine_->on_signal(number, std::move(function));
   }

@@ -923,6 +923,54 @@ TEST_CASE("an on_signal function that throws is written down, and called again t
   CHECK(failed >= 1);
 }
 
+TEST_CASE("each signal is told before its on_signal function, which begins and ends") {
+  const auto witness = std::make_shared<Witness>();
+  ShutdownOptions options = quiet();
+  options.observer = witness;
+  ShutdownCoordinator coordinator(options);
+  coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+  std::string expected;
+  for (int sent = 0; sent < 100; ++sent) {
+    ::kill(::getpid(), SIGHUP);
+    expected += "signal ok SIGHUP\nhook begun on SIGHUP\nhook ok on SIGHUP\n";
+    REQUIRE(eventually([&] { return witness->events().size() >= std::size_t(sent + 1) * 3; }));
+    REQUIRE(story_of(witness->events()) == expected);
+  }
+}
+
+TEST_CASE("an on_signal function that still runs at the end has overrun, and harms nothing else") {
+  const int threads = support::live_threads();
+  std::atomic<bool> inside{false};
+  std::atomic<bool> released{false};
+  {
+    const auto witness = std::make_shared<Witness>();
+    ShutdownOptions options = quiet();
+    options.observer = witness;
+    ShutdownCoordinator coordinator(options);
+    coordinator.on_signal(SIGHUP, [&](const SignalInfo&) {
+      inside = true;
+      eventually([&] { return released.load(); });
+    });
+    ::kill(::getpid(), SIGHUP);
+    REQUIRE(eventually([&] { return inside.load(); }));
+    coordinator.request_shutdown();
+    const ShutdownReport report = coordinator.drain();
+    CHECK(report.outcome == Outcome::clean);
+    CHECK(report.stragglers.empty());
+    const std::string story = story_of(report.events);
+    CHECK(contains(story, "hook begun on SIGHUP\n"));
+    CHECK(contains(story, "hook overran on SIGHUP\nphase begun finished\n"));
+    const lastcall::Event* const hook =
+        support::find_event(report.events, "hook overran on SIGHUP");
+    REQUIRE(hook != nullptr);
+    CHECK(hook->detail == "still running");
+    CHECK(hook->begin < hook->end);
+    CHECK(story_of(witness->events()) == story);
+  }
+  released = true;
+  CHECK(eventually([&] { return support::live_threads() == threads; }));
+}
+
 TEST_CASE(
     "a second function for the same number, or one for a shutdown or dump signal, is a logic "
     "error") {
@@ -990,6 +1038,60 @@ TEST_CASE("a signal is the cause, with its sender, and comes first in the story"
           "stage ok service\nphase begun finished\n");
     CHECK(contains(report.events[0].detail, "pid " + std::to_string(::getpid())));
     CHECK(report.events[0].begin <= report.events[1].begin);
+  }
+}
+
+TEST_CASE("an abort right after the request is told after it: phases are in their order and time") {
+  ShutdownOptions options = quiet();
+  options.repeat_window = 0ms;
+  options.dump_signal = SIGUSR1;
+  ShutdownCoordinator* lifetime = nullptr;
+  // The drain thread is kept busy until all of it has happened.
+  options.observer = std::make_shared<Witness>([&](const lastcall::Event& event) {
+    if (event.name != "SIGUSR1") return;
+    ::kill(::getpid(), SIGTERM);
+    eventually([&] { return lifetime->phase() == Phase::draining; });
+    ::kill(::getpid(), SIGINT);
+    eventually([&] { return lifetime->abort_token().is_cancelled(); });
+  });
+  ShutdownCoordinator coordinator(options);
+  lifetime = &coordinator;
+  coordinator.on_stop("hook", [] {});
+  ::kill(::getpid(), SIGUSR1);
+  const ShutdownReport report = coordinator.drain();
+  CHECK(story_of(report.events, {EventKind::phase}) ==
+        "phase begun announced\nphase begun draining\nphase begun aborting\n"
+        "phase begun finished\n");
+  CHECK(contains(story_of(report.events), "signal ok SIGTERM\nphase begun announced\n"));
+  lastcall::Clock::time_point last{};
+  for (const lastcall::Event& event : report.events) {
+    if (event.kind != EventKind::phase) continue;
+    CHECK(last <= event.begin);
+    last = event.begin;
+  }
+}
+
+TEST_CASE("an observer hears of the request before the signal that it was") {
+  struct Listener : Witness {
+    void on_request(lastcall::Clock::time_point when) override {
+      asked = when;
+      told_before = events().size();
+    }
+    lastcall::Clock::time_point asked{};
+    std::size_t told_before = 99;
+  };
+  for (int round = 0; round < 10; ++round) {
+    const auto listener = std::make_shared<Listener>();
+    ShutdownOptions options = quiet();
+    options.observer = listener;
+    ShutdownCoordinator coordinator(options);
+    ::kill(::getpid(), SIGTERM);
+    const ShutdownReport report = coordinator.drain();
+    CHECK(listener->told_before == 0);
+    const std::vector<lastcall::Event> events = listener->events();
+    REQUIRE(!events.empty());
+    CHECK(support::line_of(events[0]) == "signal ok SIGTERM");
+    CHECK(events[0].begin <= listener->asked);
   }
 }
 

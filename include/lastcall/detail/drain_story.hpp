@@ -36,41 +36,43 @@ class DrainStory {
   }
 
   bool is_request_told() const noexcept { return request_told_; }
-  void tell_request() {
+  /// Once it is requested. Idempotent.
+  void tell_request() noexcept {
+    if (std::exchange(request_told_, true)) return;
     const Cause cause = engine_.cause();
     // What came first is told first, also if its turn in the ring has not come.
-    if (CauseAccess::peek(cause) == engine_.signal_record) tell_cause(*cause.signal());
-    request_told_ = true;
+    if (CauseAccess::peek(cause) == engine_.signal_record) {
+      note_signal(*cause.signal(), EventResult::ok, cause.message());
+    }
     const Clock::time_point since = engine_.requested_at.load();
     next_status_ = since + std::chrono::seconds(1);
     note_phase(Phase::announced, since, cause.message());
     engine_.log.mark_requested();
   }
 
-  /// Takes over what the signal thread has read.
-  void tell_signals() noexcept {
-    SeenSignal seen;
-    while (engine_.seen_signals.pop(seen)) {
-      using Verdict = SeenSignal::Verdict;
-      if (seen.verdict == Verdict::shutdown) {
-        tell_cause(seen.info);
-        continue;
+  /// Takes over what the signal thread has read, and what on_signal functions have done.
+  void tell_what_came() noexcept {
+    // Taken first: each one's signal was in the ring before it.
+    std::vector<Event> done = engine_.log.take_of_handlers();
+    tell_signals();
+    for (Event& event : done) {
+      // Part of the shutdown's story if that was asked for meanwhile, and then after the request itself.
+      if (engine_.requested()) {
+        engine_.log.add_in_drain(std::move(event));
+      } else {
+        engine_.log.add(std::move(event));
       }
-      const bool idle = seen.verdict == Verdict::repeated || seen.verdict == Verdict::echo;
-      if (idle && ++repeats_ > most_repeats_told) continue;  // a storm is no story
-      LASTCALL_TRY {
-        std::string detail = Cause::signal(seen.info).message();
-        detail += what_it_did(seen.verdict);
-        note_signal(seen.info, idle ? EventResult::skipped : EventResult::ok, detail);
-      }
-      LASTCALL_CATCH(...) {}
     }
   }
-  /// How many of a storm's signals had no line of their own.
-  void tell_rest_of_storm(Clock::time_point now) {
-    if (repeats_ <= most_repeats_told) return;
-    note(EventKind::signal, EventResult::skipped, {}, "repeated signals",
-         std::to_string(repeats_ - most_repeats_told) + " more: shutting down already", now, now);
+  /// The rest of the story but for its last line.
+  void tell_last(Clock::time_point now) {
+    tell_what_came();
+    tell_rest_of_storm(now);
+    LASTCALL_TRY {
+      Event hook;
+      if (engine_.log.give_up_handler(hook, now)) engine_.log.add(std::move(hook));
+    }
+    LASTCALL_CATCH(...) { engine_.log.note_lost(); }
   }
 
   /// Hands over the events that the observer has not seen. False: it hung, and this thread must leave.
@@ -217,10 +219,28 @@ class DrainStory {
  private:
   static constexpr const char* the_observer = "the observer";
 
-  void tell_cause(const SignalInfo& info) noexcept {
-    if (std::exchange(cause_told_, true)) return;
-    const Cause cause = engine_.cause();
-    note_signal(info, EventResult::ok, cause.message());
+  void tell_signals() noexcept {
+    SeenSignal seen;
+    while (engine_.seen_signals.pop(seen)) {
+      using Verdict = SeenSignal::Verdict;
+      // The wish that was the request is told with it; the later ones come after it.
+      if (seen.verdict != Verdict::handled && seen.verdict != Verdict::dump) tell_request();
+      if (seen.verdict == Verdict::shutdown) continue;
+      const bool idle = seen.verdict == Verdict::repeated || seen.verdict == Verdict::echo;
+      if (idle && ++repeats_ > most_repeats_told) continue;  // a storm is no story
+      LASTCALL_TRY {
+        std::string detail = Cause::signal(seen.info).message();
+        detail += what_it_did(seen.verdict);
+        note_signal(seen.info, idle ? EventResult::skipped : EventResult::ok, detail);
+      }
+      LASTCALL_CATCH(...) {}
+    }
+  }
+  // How many of a storm's signals had no line of their own.
+  void tell_rest_of_storm(Clock::time_point now) {
+    if (repeats_ <= most_repeats_told) return;
+    note(EventKind::signal, EventResult::skipped, {}, "repeated signals",
+         std::to_string(repeats_ - most_repeats_told) + " more: shutting down already", now, now);
   }
   void note_signal(const SignalInfo& info, EventResult result, std::string_view detail) noexcept {
     note(EventKind::signal, result, {}, signal_name(info.number), detail, info.received,
@@ -255,7 +275,6 @@ class DrainStory {
   DrainCalls& calls_;
   Observer* observer_;
   bool request_told_ = false;
-  bool cause_told_ = false;
   bool observer_introduced_ = false;
   bool observer_knows_ = false;
   bool observer_missed_ = false;

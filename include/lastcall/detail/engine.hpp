@@ -245,6 +245,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
       late_report_.failures = state_.log.failures();
       // The drain thread may have come to an end of its own just now, too late.
       late_report_.events = state_.log.all();
+      for (Event& event : state_.log.take_of_handlers())
+        late_report_.events.push_back(std::move(event));
+      Event hook;
+      if (state_.log.give_up_handler(hook, now)) late_report_.events.push_back(std::move(hook));
       end_story(late_report_.events,
                 {EventKind::phase,
                  EventResult::begun,
@@ -441,28 +445,27 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::exception_ptr error;
     // seq_cst: either it is seen here that all is over, or there that this thread may hang.
     in_handler_.store(true, std::memory_order_seq_cst);
-    if (!state_.quit.load(std::memory_order_seq_cst)) {
+    const bool runs = !state_.quit.load(std::memory_order_seq_cst);
+    if (runs) {
+      LASTCALL_TRY {
+        state_.log.handler_begins(
+            {EventKind::hook, EventResult::begun, {}, "on " + std::string(name), {}, begin, begin});
+      }
+      LASTCALL_CATCH(...) { state_.log.note_lost(); }
+      state_.drain_bell.ring();
       const TaskScope scope(&state_, name);
       const OpenToCapture open;  // and so are the threads that it makes
       error = thrown_by([&] { handler.run(info); });
     }
     in_handler_.store(false, std::memory_order_release);
+    if (!runs) return;
+    std::string detail;
     LASTCALL_TRY {
-      Event event{EventKind::hook,
-                  error ? EventResult::failed : EventResult::ok,
-                  {},
-                  "on " + std::string(name),
-                  error ? describe_exception(error) : std::string(),
-                  begin,
-                  Clock::now()};
-      // Part of the shutdown's story if that was asked for meanwhile, and then after the request itself.
-      if (state_.requested()) {
-        state_.log.add_in_drain(std::move(event));
-      } else {
-        state_.log.add(std::move(event));
-      }
+      if (error) detail = describe_exception(error);
     }
     LASTCALL_CATCH(...) {}
+    state_.log.handler_ends(error ? EventResult::failed : EventResult::ok, std::move(detail),
+                            Clock::now());
     state_.drain_bell.ring();
   }
   void stop_handler_thread(Clock::time_point patience) noexcept {

@@ -79,11 +79,12 @@ class EngineDrain {
     if ((engine_.current_driver.load(std::memory_order_acquire) & EngineState::driver_quits) != 0) {
       return Next::leave;
     }
-    story_.tell_signals();
+    story_.tell_what_came();
     if (!story_.tell_observer(stage_, at_ == At::ended)) return Next::leave;
     if (story_.has_dump()) return story_.tell_dump() ? Next::again : Next::leave;
-    if (engine_.abort_work_ready.load(std::memory_order_acquire)) {
-      if (!aborting_told_) {
+    // An abort has claimed the draining, whatever phase was told last: that is told first.
+    if (at_ != At::running && engine_.abort_work_ready.load(std::memory_order_acquire)) {
+      if (!aborting_told_ && at_ != At::ended) {
         aborting_told_ = true;
         story_.note_phase(Phase::aborting, engine_.aborting_since.load(), {});
         return Next::again;
@@ -485,7 +486,7 @@ class EngineDrain {
     const Clock::time_point now = Clock::now();
     report_.elapsed = now - engine_.requested_at.load();
     LASTCALL_TRY {
-      story_.tell_rest_of_storm(now);
+      story_.tell_last(now);
       story_.note_phase(Phase::finished, now, describe_outcome(report_.outcome, report_.exit_code));
       report_.events = engine_.log.all();
       report_.failures = engine_.log.failures();

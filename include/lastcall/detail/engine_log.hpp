@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -67,6 +68,44 @@ class EngineLog {
     add(std::move(event));
   }
 
+  // On_signal functions, of which one runs at a time. What they do waits for the drain thread, which writes the
+  // signal down first.
+
+  void handler_begins(Event begun) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    LASTCALL_TRY {
+      of_handlers_.push_back(begun);
+      running_ = std::move(begun);
+    }
+    LASTCALL_CATCH(...) { note_lost(); }
+  }
+  void handler_ends(EventResult result, std::string detail, Clock::time_point end) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!running_) return;  // given up, or lost
+    running_->result = result;
+    running_->detail = std::move(detail);
+    running_->end = end;
+    LASTCALL_TRY { of_handlers_.push_back(std::move(*running_)); }
+    LASTCALL_CATCH(...) { note_lost(); }
+    running_.reset();
+  }
+  /// What they have done since the last call.
+  std::vector<Event> take_of_handlers() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(of_handlers_, {});
+  }
+  /// The story is over: what is said of the one that runs still, if any. It has no other end then.
+  bool give_up_handler(Event& out, Clock::time_point now) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!running_) return false;
+    running_->result = EventResult::overran;
+    running_->detail = "still running";
+    running_->end = now;
+    out = std::move(*running_);
+    running_.reset();
+    return true;
+  }
+
   /// The event after the one last taken, if any: for handing them to the observer one by one.
   bool take(Event& out) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -115,6 +154,8 @@ class EngineLog {
   std::atomic<std::size_t> lost_{0};
   std::vector<Event> early_;
   bool requested_ = false;
+  std::vector<Event> of_handlers_;
+  std::optional<Event> running_;  // the begun event of the on_signal function that runs
   std::atomic<bool> failed_{false};
   std::vector<Failure> failures_;
 };

@@ -251,10 +251,10 @@ class EngineSignals {
     } else if (engine_.options.dump_signal == info.number) {
       verdict = Verdict::dump;
       engine_.dumps_wanted.fetch_add(1, std::memory_order_relaxed);
-    } else {
-      hand_to_handler(info);
     }
     engine_.seen_signals.push(SeenSignal{info, verdict});
+    // Only now: the signal comes before what its function does, in the story too.
+    if (verdict == Verdict::handled) hand_to_handler(info);
     engine_.drain_bell.ring();
     if (verdict == Verdict::shutdown) {
       owes_description_ = true;

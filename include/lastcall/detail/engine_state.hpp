@@ -427,8 +427,8 @@ struct EngineState final : StageHost {
   void abort() noexcept {
     // seq_cst: see DrainCalls::guarded().
     if (abort_claimed.exchange(true, std::memory_order_seq_cst)) return;
-    aborting_since.store(Clock::now());
     start_draining();
+    aborting_since.store(Clock::now());  // the phases' times are in their order
     raise_phase(Phase::aborting);
     for (Stage* stage = first_stage; stage != nullptr; stage = stage->next()) mark(*stage);
     mark_abort();
