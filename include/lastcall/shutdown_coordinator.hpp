@@ -171,7 +171,9 @@ class ShutdownCoordinator {
   /// Waits for the request, sees it through, and hands the exit over to the caller: from its return on
   /// nothing exits by force and the dispositions are as before. Called again, or by several: the same
   /// report. From a task or hook, or in the child of a fork: std::logic_error. Never returns if somebody
-  /// else has called run(), or if it comes when time is up and the process is ending already.
+  /// else has called run(), or if it comes when time is up and the process is ending already. If the drain
+  /// thread has no report in time (it hangs in the allocator), there is one without it, whose stacks are
+  /// module+offset.
   ShutdownReport drain() {
     refuse_inside("drain()");
     engine_->wait_for_end(detail::Ending::drain);

@@ -114,6 +114,7 @@ void sweep(Body body, Check check) {
 
 TEST_CASE("whichever allocation holds the drain thread, drain() returns a report that ends once") {
   int late = 0;
+  int stacks = 0;
   sweep(
       [](int allocations) {
         ShutdownCoordinator coordinator(short_of_time());
@@ -121,7 +122,15 @@ TEST_CASE("whichever allocation holds the drain thread, drain() returns a report
         coordinator.request_shutdown();
         const ShutdownReport report = coordinator.drain();
         // The drain thread itself would have ended before the grace period.
-        if (report.elapsed >= support::enough(300ms)) support::say("late");
+        if (report.elapsed >= support::enough(300ms)) {
+          support::say("late");
+          for (const lastcall::Straggler& straggler : report.stragglers) {
+            if (!LASTCALL_LINUX) break;
+            expect(straggler.thread_name == "held worker", "the name of its thread");
+            expect(!straggler.waiting_in.empty(), "what it waits in");
+            if (!straggler.stack.empty()) support::say(", with a stack");
+          }
+        }
         const std::string story = support::story_of(report.events, {lastcall::EventKind::phase});
         const std::string end = "phase begun finished\n";
         expect(support::count_of(story, end) == 1, "one end: " + story);
@@ -130,13 +139,15 @@ TEST_CASE("whichever allocation holds the drain thread, drain() returns a report
         expect(report.outcome == Outcome::overrun, "an overrun");
         expect(support::find_straggler(report.stragglers, "held worker") != nullptr, "who hangs");
       },
-      [&late](const Ended& ended) {
+      [&late, &stacks](const Ended& ended) {
         late += contains(ended.out, "late") ? 1 : 0;
+        stacks += contains(ended.out, "with a stack") ? 1 : 0;
         // If it has the list of events locked there can be no report, and the process has ended.
         CHECK((ended.how == "exit 0" ||
                (ended.how == "exit 124" && contains(ended.err, "held worker"))));
       });
   CHECK(late > 0);
+  CHECK((stacks > 0 || !LASTCALL_LINUX || !support::emulator.empty()));
 }
 
 TEST_CASE(

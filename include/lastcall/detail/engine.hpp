@@ -227,7 +227,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   // Time was up, and the drain thread had not come through: it hangs where nobody could take over, or the
-  // machine has no time for it. So drain()'s caller says what is known, stacks left out.
+  // machine has no time for it. So drain()'s caller says what is known, and names no functions: that takes the
+  // loader's lock.
   void make_late_report() noexcept {
     const std::lock_guard<std::mutex> lock(late_mutex_);
     if (state_.done.load(std::memory_order_acquire) != EngineState::done_without ||
@@ -257,6 +258,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
                  describe_outcome(late_report_.outcome, late_report_.exit_code),
                  now,
                  now});
+    }
+    LASTCALL_CATCH(...) {}
+    // Whoever is in is named by now, whatever comes of these. The signal thread waits for some 50 ms.
+    constexpr Clock::duration a_moment = std::chrono::milliseconds(10);
+    LASTCALL_TRY {
+      ask_kernel(late_report_.stragglers, deadline_after(a_moment));
+      add_stacks(late_report_.stragglers, a_moment, Frames::by_offset);
     }
     LASTCALL_CATCH(...) {}
     state_.exit_code.store(late_report_.exit_code, std::memory_order_release);

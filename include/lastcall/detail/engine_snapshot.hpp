@@ -74,9 +74,13 @@ inline std::vector<Straggler> who_is_in(const EngineState& engine,
   return all;
 }
 
+enum class Frames { named, by_offset };
+
 /// Adds the stacks that can be had within `budget`; half as much again is for the names of functions, and
-/// the frames that come after it are module+offset. May throw std::bad_alloc.
-inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budget) {
+/// the frames that come after it are module+offset. So are all of them `by_offset`, which takes no lock that
+/// somebody may hold for ever. May throw std::bad_alloc.
+inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budget,
+                       Frames frames = Frames::named) {
   std::vector<RawStack> stacks;
   for (const Straggler& straggler : stragglers) {
     if (straggler.thread_id <= 0) continue;
@@ -90,7 +94,8 @@ inline void add_stacks(std::vector<Straggler>& stragglers, Clock::duration budge
   for (Straggler& straggler : stragglers) {
     for (const RawStack& stack : stacks) {
       if (stack.thread_id != straggler.thread_id) continue;
-      straggler.stack = Clock::now() < until ? symbolise(stack) : describe_frames(stack);
+      const bool named = frames == Frames::named && Clock::now() < until;
+      straggler.stack = named ? symbolise(stack) : describe_frames(stack);
       break;
     }
   }
