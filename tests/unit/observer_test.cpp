@@ -934,6 +934,58 @@ TEST_CASE("The live line never wraps") {
   CHECK(line.substr(line.size() - 3) == "...");
 }
 
+TEST_CASE("The live line fits a narrow terminal, and isn't drawn where nothing of it would") {
+  const Variable term("TERM", "xterm");
+  for (unsigned short columns = 24; columns <= 40; ++columns) {
+    const Terminal terminal(columns);
+    people_observer(terminal.slave)->on_status(four_left);
+    const std::vector<std::string> screen = support::drawn(terminal.screen(), columns);
+    INFO(columns << " columns");
+    REQUIRE(screen.size() == 1);
+    CHECK(screen[0].size() == columns - 1U);
+    CHECK(screen[0].substr(screen[0].size() - 3) == "...");
+  }
+  const Terminal terminal(23);
+  people_observer(terminal.slave)->on_status(four_left);
+  CHECK(terminal.screen().empty());
+}
+
+TEST_CASE("A name of letters that are two columns wide is cut like any other") {
+  const Variable term("TERM", "xterm");
+  const Terminal terminal(80);
+  for (const std::string_view wide :
+       {"\xe6\xb3\xa8", "\xed\x95\x9c", "\xef\xbc\xa1", "\xf0\x9f\x8d\xba"}) {
+    std::string name;
+    for (int letter = 0; letter < 30; ++letter) name += wide;
+    people_observer(terminal.slave)->on_status({1s, 3s, 1, {name}, "service"});
+    std::string line = terminal.screen();
+    line = line.substr(4, line.find("\x1b[999C") - 4);
+    std::size_t letters = 0;
+    for (std::size_t at = line.find(wide); at != std::string::npos; at = line.find(wide, at)) {
+      line.replace(at, wide.size(), "WW");
+      ++letters;
+    }
+    CHECK(letters > 2);
+    CHECK(line.size() <= 79);
+    CHECK(line.size() >= 78);
+    CHECK(line.substr(line.size() - 3) == "...");
+  }
+}
+
+TEST_CASE("Bars stay one below the other, whatever letters names are of") {
+  const Clock::time_point begin = Clock::now();
+  const std::string text = told([&](Observer& observer) {
+    observer.on_event(phase("announced", begin));
+    for (const char* const name : {"stage", "\xe6\xb3\xa8\xe6\x96\x87"}) {
+      observer.on_event(event(EventKind::stage, EventResult::ok, "", name, "", begin, begin + 1ms));
+    }
+    observer.on_event(phase("finished", begin + 1ms));
+  });
+  // Five columns and four: the shorter one has one blank more.
+  CHECK(contains(text, "lastcall:   stage  |"));
+  CHECK(contains(text, "lastcall:   \xe6\xb3\xa8\xe6\x96\x87   |"));
+}
+
 TEST_CASE("What another thread prints has a line of its own, beside the live line") {
   const Terminal terminal(60);
   const Variable term("TERM", "xterm");

@@ -109,6 +109,8 @@ class StderrObserver final : public Observer {
     // A shell's background job would write all over the line that its user is typing.
     const pid_t foreground = terminal_ ? ::tcgetpgrp(writer_.fd()) : 0;  // -1: no terminal of ours
     if (!terminal_ || (foreground > 0 && foreground != ::getpgrp())) return;
+    const std::size_t width = std::min<std::size_t>(terminal_columns(), 160);
+    if (width < 24) return;  // there is no room for more than the time
     std::string line(line_prefix);
     append_time(line, status.since_request);
     line += "  ";
@@ -124,10 +126,10 @@ class StderrObserver final : public Observer {
     for (const std::string& name : status.names) {
       line += std::exchange(separator, ", ");
       append_printable(line, name);
-      if (line.size() > 4 * columns()) break;  // nobody will see more of them
+      if (line.size() > 4 * width) break;  // nobody will see more of them
     }
     if (status.in_flight > status.names.size() && !status.names.empty()) line += ", ...";
-    cut_to_columns(line, columns() - 1);
+    cut_to_columns(line, width - 1);
     // A blank in the last column, whichever that is: a terminal goes on to the next line only with the
     // letter after it. So what somebody else prints now has a line of its own, and ours comes back to
     // its beginning with a \r.
@@ -151,10 +153,10 @@ class StderrObserver final : public Observer {
     return std::exchange(drawn_, false) ? std::string("\r\x1b[K") : std::string();
   }
 
-  std::size_t columns() const noexcept {
+  std::size_t terminal_columns() const noexcept {
     winsize size{};
     if (!terminal_ || ::ioctl(writer_.fd(), TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
-    return std::clamp<std::size_t>(size.ws_col, 40, 160);
+    return size.ws_col;
   }
 
   static void append_time(std::string& out, Clock::duration since) {
@@ -240,7 +242,8 @@ class StderrObserver final : public Observer {
     summary_.elapsed = span_between(*request_, finished.end);
     std::string text;
     // In a log: to_text(), line by line.
-    const std::size_t width = terminal_ ? columns() : 80 + line_prefix.size();
+    const std::size_t width =
+        terminal_ ? std::clamp<std::size_t>(terminal_columns(), 40, 160) : 80 + line_prefix.size();
     summary_.append_to(text, story_, width, line_prefix, palette_);
     for (std::string_view rest = text; !rest.empty();) {
       const std::size_t size = rest.find('\n');

@@ -90,11 +90,43 @@ inline void append_printable(std::string& out, std::string_view text) {
   }
 }
 
-/// Columns that valid UTF-8 takes, near enough: one a code point.
+struct CodePointRange {
+  std::uint32_t first;
+  std::uint32_t last;
+};
+
+/// What a terminal draws two columns wide: East Asian Wide and Fullwidth (Unicode's annex 11), which emoji are.
+/// Ranges have been joined where nothing but unassigned or rare code points lies between them: too wide a guess
+/// costs a column, too narrow a one the line.
+inline constexpr CodePointRange double_width[] = {
+    {0x1100, 0x115F},   {0x231A, 0x231B},   {0x2329, 0x232A},   {0x23E9, 0x23EC},
+    {0x23F0, 0x23F0},   {0x23F3, 0x23F3},   {0x25FD, 0x25FE},   {0x2614, 0x2615},
+    {0x2648, 0x2653},   {0x267F, 0x267F},   {0x2693, 0x2693},   {0x26A1, 0x26A1},
+    {0x26AA, 0x26AB},   {0x26BD, 0x26BE},   {0x26C4, 0x26C5},   {0x26CE, 0x26CE},
+    {0x26D4, 0x26D4},   {0x26EA, 0x26EA},   {0x26F2, 0x26F5},   {0x26FA, 0x26FD},
+    {0x2705, 0x2705},   {0x270A, 0x270B},   {0x2728, 0x2728},   {0x274C, 0x274E},
+    {0x2753, 0x2757},   {0x2795, 0x2797},   {0x27B0, 0x27BF},   {0x2B1B, 0x2B1C},
+    {0x2B50, 0x2B55},   {0x2E80, 0x303E},   {0x3041, 0xA4CF},   {0xA960, 0xA97C},
+    {0xAC00, 0xD7A3},   {0xF900, 0xFAFF},   {0xFE10, 0xFE19},   {0xFE30, 0xFE6B},
+    {0xFF01, 0xFF60},   {0xFFE0, 0xFFE6},   {0x16FE0, 0x18DFF}, {0x1AFF0, 0x1B2FF},
+    {0x1F004, 0x1F004}, {0x1F0CF, 0x1F0CF}, {0x1F18E, 0x1F19A}, {0x1F200, 0x1FAFF},
+    {0x20000, 0x3FFFD},
+};
+
+constexpr std::size_t columns_of(std::uint32_t point) noexcept {
+  for (const CodePointRange& range : double_width) {
+    if (point <= range.last) return point >= range.first ? 2 : 1;
+  }
+  return 1;
+}
+
+/// Columns that the text takes, near enough: a mark that stands above the letter before it counts as one, too.
 inline std::size_t columns_of(std::string_view text) noexcept {
   std::size_t columns = 0;
-  for (const char letter : text) {
-    if ((static_cast<unsigned char>(letter) & 0xC0U) != 0x80U) ++columns;
+  while (!text.empty()) {
+    const CodePoint point = decode_utf8(text);
+    columns += columns_of(point.value);
+    text.remove_prefix(point.length);
   }
   return columns;
 }
@@ -105,9 +137,11 @@ inline void cut_to_columns(std::string& text, std::size_t most) {
   const std::size_t kept = most > 3 ? most - 3 : 0;
   std::size_t columns = 0;
   std::size_t at = 0;
-  for (; at < text.size(); ++at) {
-    if ((static_cast<unsigned char>(text[at]) & 0xC0U) == 0x80U) continue;
-    if (columns++ == kept) break;
+  while (at < text.size()) {
+    const CodePoint point = decode_utf8(std::string_view(text).substr(at));
+    if (columns + columns_of(point.value) > kept) break;
+    columns += columns_of(point.value);
+    at += point.length;
   }
   text.resize(at);
   text.append(most - kept, '.');
