@@ -349,6 +349,77 @@ TEST_CASE("a hung callback is abandoned like a hook: the other callbacks and the
   CHECK(ended.how == "exit 0");
 }
 
+TEST_CASE("an observer that takes its time for every event does not take the hooks'") {
+  Diary diary;
+  std::atomic<int> told{0};
+  ShutdownOptions options = quiet(support::enough(2000ms));
+  options.abort_margin = 100ms;
+  options.observer = std::make_shared<support::Witness>([&](const lastcall::Event&) {
+    ++told;
+    std::this_thread::sleep_for(options.grace_period / 30);
+  });
+  const Ended ended = drained(
+      options,
+      [&](ShutdownCoordinator& coordinator) {
+        for (int number = 0; number < 20; ++number) {
+          coordinator.on_stop("hook", diary.entry("hook"));
+        }
+      },
+      [&](const ShutdownReport& report) {
+        expect_equal(support::count_of(diary.text(), "hook\n"), 20U, "hooks that ran");
+        expect(report.outcome == Outcome::clean, "nobody was late");
+        // What it had no time for came after the hooks.
+        expect(told.load() > 10, "it is told more when they are through");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("who asks for snapshots without end does not hold the drain up") {
+  ShutdownOptions options = quiet(support::enough(4000ms));
+  options.abort_margin = 500ms;
+  options.dump_signal = SIGUSR1;
+  const Ended ended = drained(
+      options,
+      [&](ShutdownCoordinator& coordinator) {
+        coordinator.spawn("leaves", [](const CancellationToken& token) {
+          token.wait();
+          std::this_thread::sleep_for(100ms);
+        });
+        lastcall::Stage& storage = coordinator.stage("storage", options.grace_period / 4);
+        std::thread([&storage] {
+          const lastcall::WaitGroup::Guard guard = storage.enter("deaf");
+          sigset_t all;
+          ::sigfillset(&all);
+          ::pthread_sigmask(SIG_BLOCK, &all,
+                            nullptr);  // its stack is asked for in vain, which takes time
+          storage.token().wait();
+        }).detach();
+        expect(support::eventually([&] { return coordinator.snapshot().size() == 2; }),
+               "both are in");
+        auto over = std::make_shared<std::atomic<bool>>(false);
+        auto storm = std::make_shared<std::thread>([over] {
+          while (!over->load()) {
+            ::kill(::getpid(), SIGUSR1);
+            std::this_thread::sleep_for(1ms);
+          }
+        });
+        // Nobody catches it after the drain.
+        storage.on_drained("calm", [over, storm] {
+          over->store(true);
+          storm->join();
+        });
+      },
+      [&](const ShutdownReport& report) {
+        expect(report.outcome == Outcome::clean, "nobody was late");
+        expect_line(report, "phase begun aborting", false);  // nor was it held up until then
+        expect_line(report, "signal ok snapshot");
+        expect_line(report, "stage ok service");
+      });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
 #if LASTCALL_LINUX && defined(__LP64__)  // so much goes into a long
 
 TEST_CASE("a hung hook is abandoned in time by a process whose timers are late to save power") {

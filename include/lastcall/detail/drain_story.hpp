@@ -80,7 +80,7 @@ class DrainStory {
   /// from closing the stages; at the end all of them.
   bool tell_observer(const Stage* stage, bool at_the_end) {
     constexpr unsigned most_at_once = 64;
-    for (unsigned told = 0; has_more_to_tell(); ++told) {
+    for (unsigned told = 0; has_more_to_tell(at_the_end); ++told) {
       if (told == most_at_once && !at_the_end) return true;
       Event event;
       LASTCALL_TRY {
@@ -97,19 +97,18 @@ class DrainStory {
       const Clock::time_point since = engine_.requested_at.load();
       const Clock::duration most = observer_time();
       bool threw = false;
-      const bool mine =
-          calls_.guarded(DrainCall::observer, the_observer, stage, observer_deadline(), [&] {
-            // What it throws is destroyed in here: that is the user's, too. And it costs it that call alone.
-            const auto call = [&threw](auto&& function) {
-              if (thrown_by(function) != nullptr) threw = true;
-            };
-            if (introduce) call([&] { observer->on_time_limit(most); });
-            if (announce) {
-              call([&] { observer->on_request(since); });
-              call([&] { wants_status = observer->wants_status(); });
-            }
-            call([&] { observer->on_event(event); });
-          });
+      const bool mine = calls_observer(stage, [&] {
+        // What it throws is destroyed in here: that is the user's, too. And it costs it that call alone.
+        const auto call = [&threw](auto&& function) {
+          if (thrown_by(function) != nullptr) threw = true;
+        };
+        if (introduce) call([&] { observer->on_time_limit(most); });
+        if (announce) {
+          call([&] { observer->on_request(since); });
+          call([&] { wants_status = observer->wants_status(); });
+        }
+        call([&] { observer->on_event(event); });
+      });
       if (!mine) return false;
       if (threw) observer_missed_ = true;
       observer_introduced_ = true;
@@ -121,8 +120,9 @@ class DrainStory {
     return true;
   }
 
-  bool has_more_to_tell() const noexcept {
-    return observer_ != nullptr && !calls_.is_last_thread() && engine_.log.has_untaken();
+  bool has_more_to_tell(bool at_the_end) const noexcept {
+    return observer_ != nullptr && !calls_.is_last_thread() && (at_the_end || !is_too_slow()) &&
+           engine_.log.has_untaken();
   }
 
   /// Whether the observer missed some of it: it hung, threw, ended its thread, or there was no memory for a line,
@@ -147,8 +147,10 @@ class DrainStory {
   /// leave.
   bool show_status(const Stage* current) {
     const Clock::time_point now = Clock::now();
-    if (!wants_status_ || observer_ == nullptr || now < next_status_ || calls_.is_last_thread())
+    if (!wants_status_ || observer_ == nullptr || now < next_status_ || calls_.is_last_thread() ||
+        is_too_slow()) {
       return true;
+    }
     next_status_ = now + std::chrono::seconds(1);
     LiveStatus status{};
     LASTCALL_TRY {
@@ -165,27 +167,31 @@ class DrainStory {
     }
     LASTCALL_CATCH(...) { return true; }
     Observer* const observer = observer_;
-    return calls_.guarded(DrainCall::observer, the_observer, current, observer_deadline(),
-                          [&] { thrown_by([&] { observer->on_status(status); }); });
+    return calls_observer(current, [&] { thrown_by([&] { observer->on_status(status); }); });
   }
 
   /// dump_signal: whether the snapshot is wanted, or half told.
-  bool has_dump() const noexcept {
-    return dump_ != Dump::none || engine_.dumps_wanted.load(std::memory_order_relaxed) > 0;
+  bool has_dump() const noexcept { return dump_ != Dump::none || Clock::now() >= next_dump(); }
+  /// When it will be told. Half of the time in a drain, whoever asks for it how often.
+  Clock::time_point next_dump() const noexcept {
+    const bool wanted = engine_.dumps_wanted.load(std::memory_order_relaxed) > 0;
+    return wanted ? not_before_ : Clock::time_point::max();
   }
   /// The snapshot as events, one a straggler. In two steps: the successor of a thread that hangs in the first one
   /// tells what there is. False: this thread must leave.
   bool tell_dump() {
     if (dump_ == Dump::none) {
       engine_.dumps_wanted.store(0, std::memory_order_relaxed);
+      dump_begun_ = Clock::now();
       dumped_ = who_is_in(engine_, &calls_.section());
       ask_kernel(dumped_, deadline_after(std::chrono::milliseconds(200)));
       dump_ = Dump::taken;
       return name_stacks(dumped_, std::chrono::milliseconds(200));
     }
     dump_ = Dump::none;
+    const Clock::time_point now = Clock::now();
+    if (engine_.requested()) not_before_ = now + (now - dump_begun_);
     LASTCALL_TRY {
-      const Clock::time_point now = Clock::now();
       note(EventKind::signal, EventResult::ok, {}, "snapshot",
            std::to_string(dumped_.size()) + " in", now, now);
       for (const Straggler& straggler : dumped_) add_straggler(straggler, EventResult::begun);
@@ -267,9 +273,19 @@ class DrainStory {
     return std::clamp<Clock::duration>(engine_.grace / 20, std::chrono::milliseconds(20),
                                        std::chrono::milliseconds(500));
   }
-  Clock::time_point observer_deadline() const noexcept {
-    return time_after(Clock::now(), observer_time());
+  // False: it hung, and this thread must leave.
+  template <class Body>
+  bool calls_observer(const Stage* stage, Body body) {
+    const Clock::time_point begun = Clock::now();
+    if (!calls_.guarded(DrainCall::observer, the_observer, stage, begun + observer_time(), body)) {
+      return false;
+    }
+    if (request_told_) observer_took_ += Clock::now() - begun;
+    return true;
   }
+  // One that takes its time, but never all of it: after a quarter of the grace period the hooks come first, and it
+  // is told the rest when they are through.
+  bool is_too_slow() const noexcept { return observer_took_ >= engine_.grace / 4; }
 
   EngineState& engine_;
   DrainCalls& calls_;
@@ -279,11 +295,14 @@ class DrainStory {
   bool observer_knows_ = false;
   bool observer_missed_ = false;
   bool wants_status_ = false;
+  Clock::duration observer_took_{};  // since the request
   Clock::time_point next_status_{};
   static constexpr std::size_t most_repeats_told = 50;
   std::size_t repeats_ = 0;
   enum class Dump { none, taken };
   Dump dump_ = Dump::none;
+  Clock::time_point dump_begun_{};
+  Clock::time_point not_before_{};
   std::vector<Straggler> dumped_;
 };
 

@@ -44,7 +44,7 @@ class EngineDrain {
       LASTCALL_TRY { next = step(); }
       LASTCALL_CATCH(const std::bad_alloc&) {}
       if (next == Next::leave) return;
-      if (next == Next::wait && !story_.has_more_to_tell()) {
+      if (next == Next::wait && !story_.has_more_to_tell(at_ == At::ended)) {
         const bool before = engine_.requested();
         engine_.drain_bell.wait(rung, wait_until_);
         // Who was woken by the request's mark goes first, where there is one processor: the bell rings after it,
@@ -110,7 +110,7 @@ class EngineDrain {
   }
 
   Next wait_for_bell(Clock::time_point until) noexcept {
-    wait_until_ = until;
+    wait_until_ = std::min(until, story_.next_dump());
     return Next::wait;
   }
 
