@@ -3,6 +3,7 @@
 
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
+#include "support/json_check.hpp"
 
 #include <unistd.h>
 
@@ -104,6 +105,27 @@ TEST_CASE("Last words: a line for each call that hangs, each named member, and t
   CHECK(lines[4] == "lastcall:   2 unnamed of stage 'service'\n");
   CHECK(starts_with(lines[5], "lastcall:   'a?b?' of stage 'storage" + here));
   CHECK(lines[6] == "lastcall:   1 unnamed of stage 'storage'\n");
+}
+
+TEST_CASE("Last words hold no control character and no half of a letter, whatever names hold") {
+  State state;
+  const WaitGroup::Guard guards[] = {
+      state.service.enter("c1 \xc2\x9b"
+                          "2J, \xe2\x80\xae, bare \x9b, letters \xc3\xa9\xe6\xb3\xa8"),
+      state.service.enter("odd" + std::string(600, '\xe9')), state.service.enter([] {
+        std::string name;
+        for (int letter = 0; letter < 400; ++letter) name += "\xc3\xa9";
+        return name;
+      }())};
+  write_last_words(state.engine, "why");
+  const std::vector<std::string> lines = state.file.lines();
+  REQUIRE(lines.size() == 4);
+  CHECK(starts_with(lines[1], "lastcall:   'c1 ?2J, ?, bare ?, letters \xc3\xa9\xe6\xb3\xa8' of"));
+  CHECK(starts_with(lines[2], "lastcall:   'odd???"));
+  for (const std::string& line : lines) {
+    CHECK(line.size() <= 512);
+    CHECK(support::is_utf8(line));
+  }
 }
 
 TEST_CASE("Last words once all has been told: only what is called now") {

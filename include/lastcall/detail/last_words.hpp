@@ -4,10 +4,12 @@
 
 #include <lastcall/detail/engine_state.hpp>
 #include <lastcall/detail/line_writer.hpp>
+#include <lastcall/detail/text.hpp>
 #include <lastcall/detail/thread_probe.hpp>
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <string_view>
@@ -18,10 +20,15 @@ namespace lastcall::detail {
 class LastLine {
  public:
   LastLine& operator<<(std::string_view part) noexcept {
-    for (const char letter : part) {
-      // A name may hold anything: a newline or an escape in it must not forge a line.
-      const auto byte = static_cast<unsigned char>(letter);
-      if (used_ < sizeof text_ - 1) text_[used_++] = byte < 0x20 || byte == 0x7f ? '?' : letter;
+    // A name may hold anything: a newline or an escape in it must not forge a line.
+    while (!part.empty()) {
+      const CodePoint point = decode_utf8(part);
+      const bool harmless = point.valid && !is_unprintable(point.value);
+      const std::string_view out = harmless ? part.substr(0, point.length) : "?";
+      if (out.size() > sizeof text_ - 1 - used_) break;
+      std::copy(out.begin(), out.end(), text_ + used_);
+      used_ += out.size();
+      part.remove_prefix(point.length);
     }
     return *this;
   }
