@@ -13,10 +13,16 @@ install(EXPORT lastcallTargets NAMESPACE lastcall:: DESTINATION "${package_dir}"
 configure_package_config_file(
   "${PROJECT_SOURCE_DIR}/cmake/lastcallConfig.cmake.in" "${PROJECT_BINARY_DIR}/lastcallConfig.cmake"
   INSTALL_DESTINATION "${package_dir}" NO_SET_AND_CHECK_MACRO)
+# Until 1.0 a minor version may change what the one before it promised.
+if(PROJECT_VERSION VERSION_LESS 1.0)
+  set(compatible_with SameMinorVersion)
+else()
+  set(compatible_with SameMajorVersion)
+endif()
 write_basic_package_version_file(
   "${PROJECT_BINARY_DIR}/lastcallConfigVersion.cmake"
   VERSION ${PROJECT_VERSION}
-  COMPATIBILITY SameMajorVersion
+  COMPATIBILITY ${compatible_with}
   ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/lastcallConfig.cmake"
               "${PROJECT_BINARY_DIR}/lastcallConfigVersion.cmake"

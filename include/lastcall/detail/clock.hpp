@@ -1,7 +1,7 @@
 // The one clock of the library, and arithmetic on it that saturates instead of overflowing.
 #pragma once
 
-#include <version>
+#include <lastcall/detail/config.hpp>
 
 // Durations, time points and clocks. With libstdc++ all of <chrono> is these and the calendar, whose
 // streams, strings and vectors take most of its time to compile.

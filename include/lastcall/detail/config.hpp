@@ -4,6 +4,7 @@
 
 #if !defined(__cplusplus) || __cplusplus < 202002L
 #error "lastcall needs C++20 (-std=c++20)"
+#include "lastcall_needs_cxx20"  // there is none: compilers stop here, before errors that bury that one
 #endif
 
 #include <version>
