@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -40,14 +41,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const Channel pipe;
   const auto observer = lastcall::json_observer(pipe.ends[1]);
   std::optional<lastcall::Clock::time_point> origin;
+  bool requested = false;  // and not finished since
   for (int turn = 0; turn < 30 && !input.empty(); ++turn) {
     if (input.below(8) == 1) {
       const auto when = fuzz::some_time(input);
       observer->on_request(when);
-      if (!origin) origin = when;
+      origin = when;
+      requested = true;
     }
     const lastcall::Event event = fuzz::some_event(input);
-    if (!origin && event.kind == lastcall::EventKind::phase) origin = event.begin;
+    const bool is_phase = event.kind == lastcall::EventKind::phase;
+    if (is_phase && !std::exchange(requested, true)) origin = event.begin;
+    if (is_phase && event.name == "finished") requested = false;
     observer->on_event(event);
 
     // Read at once: so every line finds the pipe empty.
