@@ -4,9 +4,9 @@
 // A handler may do next to nothing, so ours only writes down what came, in each trap's own pipe,
 // and calls the handler that was there before. Everything else happens in whoever waits.
 //
-// Invariants. The code in detail/signal_inbox.hpp (I1 to I4), detail/signal_handler.hpp (I5 to I9),
-// detail/signal_links.hpp (I5 to I10) and detail/signal_core.hpp, the tests and the model check
-// refer to them by number.
+// Invariants. The code in detail/signal_inbox.hpp (I1 to I4), detail/signal_handler.hpp (I5 to I9,
+// I11), detail/signal_lock.hpp (I10), detail/signal_links.hpp (I5 to I9) and detail/signal_core.hpp,
+// the tests and the model check refer to them by number.
 //
 //  I1  A signal is one record, written by one write(2) of at most PIPE_BUF bytes on a non-blocking
 //      pipe: it is there in one piece or not at all, whoever writes at the same time.
@@ -46,12 +46,26 @@
 //  I9  A number has several handlers of ours, one a layer. A trap joins the layer that is in place,
 //      or else puts an unused one over what is. A layer that somebody else's handler covers stays
 //      as it is when its traps have gone, and acts by I8 if it is called. No layer is put above a
-//      handler that may call it, so each chain of handlers ends.
+//      handler that may call it. The handler that a layer was put over may be put over the layer
+//      in turn (by who finds it no longer in place, and calls on from then on what is): then the
+//      layer ends the chain. That it is so shows when somebody calls the layer, and what is in
+//      place is not the layer but that handler, or a later layer was put over it. A seat, empty
+//      before we take a layer away ourselves, tells that from a signal that was on its way to the
+//      layer then. So each chain ends that ours takes part in, unless a third handler hides the
+//      one that came twice.
 //  I10 Everything changes under one lock, with every signal blocked. A fork takes it; so in the
 //      child the lists are whole, and the hook there empties them, puts the dispositions back,
-//      resets the counts of I6 (the threads in flight are the parent's) and cuts the traps'
-//      descriptors off the parent's pipes. A handler that runs in a process that the lists don't
-//      speak of (vfork, clone, or before the hook) doesn't read them, and acts by I8.
+//      resets the counts of I6 (the threads in flight are the parent's), cuts the traps'
+//      descriptors off the parent's pipes, and blocks in the thread what traps unblocked there.
+//      Hooks of others that run while a fork has the lock have it, too, on their thread; and the
+//      first of them that asks for it in the child finds all that done. A handler that runs in a
+//      process that the lists don't speak of (vfork, clone, or before the hook) doesn't read them,
+//      and acts by I8.
+//  I11 A record is exclusive if no other trap got the signal: none of its layer, whose list is read
+//      once, and none of a layer above, which has then counted it as passed on, on this very
+//      thread, before it called the handler beneath; the count that is left of what never arrived
+//      is struck off when that handler returns. Traps of layers beneath don't matter: under an
+//      upper layer lies a function, and nothing of its own is raised again.
 //
 // What was tried for a short way from the signal to who waits at wait(), and what it gave (sender, reader
 // and a worker behind it on one processor of an AMD Zen 3 as a virtual machine): 12.0 us at first. Polling
@@ -64,6 +78,13 @@
 // catches nothing. Handlers that others install on top must call ours on, or its traps get nothing;
 // so it is if they put back a disposition from before a trap was made. A thread that allows its
 // asynchronous cancellation may be torn out of the handler, and then traps wait for it for ever.
+// fork() has the registry from our prepare hook on, which comes before the prepare hooks that were
+// registered before the first trap. If one of these waits for a lock, and a thread makes or destroys
+// a trap while it has that lock, the two wait for each other: register such hooks after the first
+// trap, or make no trap under such a lock. A fork hook that calls fork() gets no signals until the
+// outer fork is over. A handler that is put over a trap a second time, while the first time lies
+// beneath it, misses a signal that comes at that moment; and if a third one is put on top before a
+// signal came, the two call each other for ever.
 #pragma once
 
 #include <lastcall/cancellation.hpp>

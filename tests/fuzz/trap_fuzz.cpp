@@ -189,6 +189,7 @@ class Game {
       for (auto& layer : lastcall::detail::signal_registry.layers) {
         layer[numbers[kind]].taken = false;
         layer[numbers[kind]].previous = nullptr;
+        layer[numbers[kind]].seat = 0;
       }
     }
     ::pthread_sigmask(SIG_SETMASK, &found_mask_, nullptr);
@@ -366,7 +367,11 @@ class Game {
       if (!level->traps.empty()) continue;
       const bool in_place = about.now.level == level;
       const bool as_before = about.now == level->before;
-      level->was_left = !in_place && !as_before;
+      // A function that has come back may call the level that it was beneath.
+      const bool is_function =
+          about.now.level != nullptr ||
+          !(is_default(about.now.foreign) || about.now.foreign == Foreign::ignored);
+      level->was_left = !in_place && (!as_before || is_function);
       if (in_place) set_now(about, kind, level->before);
       if (level->was_left || !is_default(level->before.foreign)) continue;
       const std::optional<bool> unseen = trap.pending[kind].holds_exclusive();

@@ -6,6 +6,7 @@
 #include "support/signals.hpp"
 #include "support/threads.hpp"
 
+#include <pthread.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -167,6 +168,191 @@ TEST_CASE("in a forked child nobody waits for handlers that run on the parent's 
     });
     expect(how == "exit 0", how);
     for (std::atomic<unsigned>& side : lastcall::detail::signal_registry.in_flight) --side;
+  }));
+}
+
+namespace {
+
+// Somebody's fork hooks, registered before the first trap: so in the parent the first comes after ours, and
+// the two others before ours.
+void (*in_prepare)() = nullptr;
+void (*in_the_parent)() = nullptr;
+void (*in_the_child)() = nullptr;
+template <void (**Hook)()>
+void call_hook() {
+  if (*Hook != nullptr) (*Hook)();
+}
+void register_hooks() {
+  ::pthread_atfork(call_hook<&in_prepare>, call_hook<&in_the_parent>, call_hook<&in_the_child>);
+}
+
+std::optional<SignalTrap> hooks_trap;
+
+sigset_t mask_now() {
+  sigset_t now;
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &now);
+  return now;
+}
+bool is_same_mask(const sigset_t& a, const sigset_t& b) {
+  for (int number = 1; number < NSIG; ++number) {
+    if (::sigismember(&a, number) != ::sigismember(&b, number)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("a trap may go in a fork hook that was there before the first trap") {
+  check_clean(in_a_process([] {
+    register_hooks();
+    const sigset_t mask = mask_now();
+    for (auto* const hook : {&in_prepare, &in_the_parent, &in_the_child}) {
+      hooks_trap.emplace(std::initializer_list<int>{SIGUSR1});
+      *hook = [] { hooks_trap.reset(); };
+      const auto how = in_a_grandchild([&] {
+        expect(is_default(SIGUSR1), "the default is back");
+        expect(is_same_mask(mask_now(), mask), "the mask is as it was");
+        SignalTrap own{SIGUSR1};
+        ::raise(SIGUSR1);
+        expect_equal(pending(own), 1, "signals of a new trap in the child");
+      });
+      *hook = nullptr;
+      expect(how == "exit 0", how);
+      expect(hooks_trap.has_value() == (hook == &in_the_child), "the parent's trap");
+      if (hooks_trap) {
+        ::raise(SIGUSR1);
+        expect_equal(pending(*hooks_trap), 1, "signals of the parent's trap");
+        hooks_trap.reset();
+      }
+      expect(is_default(SIGUSR1), "the default is back");
+      expect(is_same_mask(mask_now(), mask), "the mask is as it was");
+    }
+  }));
+}
+
+TEST_CASE("a trap may be made in a fork hook that was there before the first trap, and works") {
+  check_clean(in_a_process([] {
+    register_hooks();
+    set_blocked(SIGUSR1, true);
+    const sigset_t mask = mask_now();
+    const SignalTrap first{SIGUSR2};
+    for (auto* const hook : {&in_prepare, &in_the_parent, &in_the_child}) {
+      *hook = [] { hooks_trap.emplace(std::initializer_list<int>{SIGUSR1}); };
+      const auto look = [&](bool is_there) {
+        expect(is_blocked(SIGUSR1) == !is_there, "its signal is unblocked, or blocked as before");
+        expect(is_default(SIGUSR1) == !is_there, "it is there, or it isn't");
+        if (is_there) {
+          ::raise(SIGUSR1);
+          expect_equal(pending(*hooks_trap), 1, "signals of the trap");
+        }
+        hooks_trap.reset();
+        expect(is_default(SIGUSR1), "the default is back");
+        expect(is_same_mask(mask_now(), mask), "the mask is as it was");
+      };
+      const auto how = in_a_grandchild([&] { look(hook == &in_the_child); });
+      expect(how == "exit 0", how);
+      look(hook != &in_the_child);
+      *hook = nullptr;
+    }
+  }));
+}
+
+TEST_CASE("a trap that is made in the child's fork hook works in there, and others after it") {
+  check_clean(in_a_process([] {
+    register_hooks();
+    set_blocked(SIGUSR1, true);
+    const sigset_t mask = mask_now();
+    hooks_trap.emplace(std::initializer_list<int>{SIGUSR2, SIGUSR1});
+    in_the_child = [] {
+      const sigset_t before = mask_now();
+      {
+        SignalTrap trap{SIGUSR1};
+        ::raise(SIGUSR1);
+        expect_equal(pending(trap), 1, "signals inside the hook");
+        expect(!hooks_trap->try_wait(), "the parent's trap is empty");
+      }
+      expect(is_same_mask(mask_now(), before), "the hook's mask is as it was");
+      hooks_trap.emplace(std::initializer_list<int>{SIGUSR1});
+    };
+    const auto how = in_a_grandchild([&] {
+      ::raise(SIGUSR1);
+      expect_equal(pending(*hooks_trap), 1, "signals of the hook's second trap");
+      const auto grandchild = in_a_grandchild([&] {
+        ::raise(SIGUSR1);
+        expect_equal(pending(*hooks_trap), 1, "signals in the child's child");
+      });
+      expect(grandchild == "exit 0", grandchild);
+      expect_equal(pending(*hooks_trap), 0, "signals in the child");
+      hooks_trap.reset();
+      expect(is_same_mask(mask_now(), mask), "the mask is as it was");
+    });
+    expect(how == "exit 0", how);
+    ::raise(SIGUSR1);
+    expect_equal(pending(*hooks_trap), 1, "signals of the parent's trap");
+  }));
+}
+
+TEST_CASE("a fork inside a fork hook, with traps on both sides, leaves the registry to both") {
+  check_clean(in_a_process([] {
+    register_hooks();
+    hooks_trap.emplace(std::initializer_list<int>{SIGUSR1});
+    const sigset_t mask = mask_now();
+    static void (**fork_in)() = nullptr;
+    const auto fork_once = [] {
+      *fork_in = nullptr;
+      expect(::fork() >= 0, "a child of the hook");
+    };
+    for (auto* const hook : {&in_prepare, &in_the_parent, &in_the_child}) {
+      fork_in = hook;
+      *hook = fork_once;
+      const pid_t parent = ::getpid();
+      const pid_t outer = ::fork();
+      // Whoever it is, and there are four if it was before the fork: a trap works.
+      if (::getpid() != parent) {
+        expect(is_default(SIGUSR1), "the parent's trap isn't there");
+        expect(is_same_mask(mask_now(), mask), "the mask is as it was");
+        SignalTrap own{SIGUSR1};
+        ::raise(SIGUSR1);
+        expect_equal(pending(own), 1, "signals of a trap in a child");
+        int status = 0;
+        while (::wait(&status) > 0) expect(in_words(status) == "exit 0", in_words(status));
+        leave(0);
+      }
+      *hook = nullptr;
+      expect(outer > 0, "a child");
+      int status = 0;
+      while (::wait(&status) > 0) expect(in_words(status) == "exit 0", in_words(status));
+      ::raise(SIGUSR1);
+      expect_equal(pending(*hooks_trap), 1, "signals of the parent's trap");
+      expect(is_same_mask(mask_now(), mask), "the mask is as it was");
+    }
+  }));
+}
+
+TEST_CASE("in a forked child the mask is as before the trap, from the fork on") {
+  check_clean(in_a_process([] {
+    set_blocked(SIGUSR1, true);
+    const sigset_t mask = mask_now();
+    hooks_trap.emplace(std::initializer_list<int>{SIGUSR1, SIGUSR2});
+    std::optional<SignalTrap> second(std::in_place, std::initializer_list<int>{SIGUSR1});
+    for (int round = 0; round < 2; ++round) {
+      const auto how = in_a_grandchild([&] {
+        expect(is_same_mask(mask_now(), mask), "the mask is as before the trap");
+        hooks_trap.reset();
+        expect(is_same_mask(mask_now(), mask), "and after it");
+      });
+      expect(how == "exit 0", how);
+      expect(!is_blocked(SIGUSR1), "in the parent it is unblocked");
+      second.reset();
+    }
+    // A thread that made no trap keeps its own.
+    std::thread other([] {
+      const auto how = in_a_grandchild([] { expect(!is_blocked(SIGUSR1), "it stays unblocked"); });
+      expect(how == "exit 0", how);
+    });
+    other.join();
+    hooks_trap.reset();
+    expect(is_same_mask(mask_now(), mask), "the mask is as it was");
   }));
 }
 

@@ -159,6 +159,65 @@ TEST_CASE(
   }));
 }
 
+TEST_CASE(
+    "a handler on top that is the one beneath, installed again, is called once for each signal") {
+  // It looks whether it is in place, finds that it isn't, and calls on from now on what it finds: ours.
+  check_clean(in_a_process([] {
+    const auto once = [](const char* when, std::initializer_list<SignalTrap*> traps,
+                         int line = __builtin_LINE()) {
+      top_calls = 0;
+      ::raise(SIGUSR1);
+      expect_equal(top_calls.load(), 1, std::string("calls ") + when, line);
+      for (SignalTrap* trap : traps) {
+        expect_equal(pending(*trap), 1, std::string("signals ") + when, line);
+      }
+    };
+    install_on_top(SIGUSR1);
+    const struct sigaction theirs = disposition_of(SIGUSR1);
+    std::optional<SignalTrap> trap(std::in_place, std::initializer_list<int>{SIGUSR1});
+    once("of it beneath", {&*trap});
+    install_on_top(SIGUSR1);
+    once("of it on top", {&*trap});
+    // Another trap is put over the two, and goes.
+    {
+      SignalTrap above{SIGUSR1};
+      once("under another trap", {&*trap, &above});
+    }
+    once("on top again", {&*trap});
+    trap.reset();
+    expect(lastcall::detail::same_disposition(disposition_of(SIGUSR1), theirs), "it is in place");
+    once("after the trap", {});
+    // And so on, as often as traps come and go, which it covers again or not.
+    for (int turn = 0; turn < 30; ++turn) {
+      SignalTrap next{SIGUSR1};
+      once("under a later trap", {&next});
+      if (turn % 3 != 0) install_on_top(SIGUSR1);
+      once("over or under a later trap", {&next});
+    }
+    once("at the end", {});
+  }));
+}
+
+TEST_CASE("a handler that is put back by hand while traps live costs them no place") {
+  check_clean(in_a_process([] {
+    for (int turn = 0; turn < 30; ++turn) {
+      set_handler(SIGUSR1, plain_handler);
+      SignalTrap trap{SIGUSR1};
+      plain_calls = 0;
+      ::raise(SIGUSR1);
+      expect_equal(plain_calls.load(), 1, "calls of the handler");
+      expect_equal(pending(trap), 1, "signals of the trap");
+      // Ours comes back, too: it is who was called, so the one beneath is called on.
+      const struct sigaction ours = disposition_of(SIGUSR1);
+      set_handler(SIGUSR1, plain_handler);
+      if (turn % 2 == 0) ::sigaction(SIGUSR1, &ours, nullptr);
+      ::raise(SIGUSR1);
+      expect_equal(plain_calls.load(), 2, "calls of the handler");
+      expect_equal(pending(trap), turn % 2 == 0 ? 1 : 0, "signals of the trap");
+    }
+  }));
+}
+
 TEST_CASE("traps below and above somebody else's handler each get their copy") {
   check_clean(in_a_process([] {
     SignalTrap below{SIGUSR1};
@@ -281,9 +340,8 @@ TEST_CASE("a handler that gives way leaves a trap in place that has come meanwhi
   // Called by hand, at the point where it has found nobody.
   check_clean(in_a_process([] {
     const SignalTrap trap{SIGURG};
-    lastcall::detail::SignalLayer& layer = lastcall::detail::signal_registry.layers[0][SIGURG];
-    expect(!lastcall::detail::act_as_previous(0, layer, true, SIGURG, nullptr, nullptr),
-           "it looks for the trap again");
+    const lastcall::detail::SignalPassage signal{0, SIGURG, nullptr, nullptr, true, false};
+    expect(!lastcall::detail::act_as_previous(signal), "it looks for the trap again");
     expect(!is_default(SIGURG), "the trap is in place");
     expect(!lastcall::detail::signal_registry.changing, "and the flag is free");
   }));

@@ -85,6 +85,7 @@ using lastcall::SignalInfo;
 using lastcall::detail::SignalInbox;
 using lastcall::detail::SignalRecord;
 using lastcall::detail::SignalSet;
+using lastcall::detail::UnseenSignals;
 
 namespace {
 
@@ -216,13 +217,31 @@ TEST_CASE("what is thrown away is of the numbers asked for, and the rest stays r
   inbox.post(record_of(SIGUSR1, true));
   SignalSet term;
   term.add(SIGTERM);
-  const SignalSet unseen = inbox.discard(term);
+  const UnseenSignals unseen = inbox.discard(term);
   CHECK(unseen.has(SIGTERM));
   CHECK_FALSE(unseen.has(SIGUSR1));
   CHECK(support::is_readable(inbox.fd()));
   const std::vector<SignalInfo> rest = take_all(inbox);
   REQUIRE(rest.size() == 1);
   CHECK(rest[0].number == SIGUSR1);
+}
+
+TEST_CASE("signals that nobody has seen come out in the order in which the first of each came") {
+  SignalInbox inbox;
+  SignalSet all;
+  lastcall::Clock::rep now = 0;
+  for (const int number : {SIGTERM, SIGUSR2, SIGINT, SIGUSR1, SIGTERM}) {
+    SignalRecord record = record_of(number, true);
+    record.received = ++now;
+    inbox.post(record);
+    all.add(number);
+  }
+  UnseenSignals unseen = inbox.discard(all);
+  for (const int number : {SIGTERM, SIGUSR2, SIGINT, SIGUSR1}) CHECK(unseen.pop() == number);
+  CHECK(unseen.empty());
+  // At once: the more urgent first.
+  for (const int number : {SIGUSR1, SIGTERM, SIGINT}) unseen.add(number, 7);
+  for (const int number : {SIGINT, SIGTERM, SIGUSR1}) CHECK(unseen.pop() == number);
 }
 
 TEST_CASE("places in the buffer are used again, for however long") {

@@ -492,6 +492,37 @@ TEST_CASE("a trap that another thread destroys leaves that thread's mask alone")
   CHECK_FALSE(is_blocked(SIGUSR1));
 }
 
+TEST_CASE(
+    "a trap that a later thread destroys leaves that thread's mask alone, whoever it looks like") {
+  // A thread that starts when another has ended mostly gets its pthread_t.
+  bool were_equal = false;
+  for (int turn = 0; turn < 100 && !were_equal; ++turn) {
+    std::optional<SignalTrap> trap;
+    std::optional<SignalTrap> others;
+    pthread_t maker{};
+    std::thread first([&] {
+      block(SIGUSR1);
+      maker = ::pthread_self();
+      trap.emplace(std::initializer_list<int>{SIGUSR1});
+    });
+    first.join();
+    bool blocked_by_the_first = true;
+    bool blocked_by_its_own = true;
+    std::thread second([&] {
+      were_equal = ::pthread_equal(maker, ::pthread_self()) != 0;
+      unblock(SIGUSR1);
+      others.emplace(std::initializer_list<int>{SIGUSR1});
+      trap.reset();
+      blocked_by_the_first = is_blocked(SIGUSR1);
+      others.reset();  // nor is it heir to what the first had to block
+      blocked_by_its_own = is_blocked(SIGUSR1);
+    });
+    second.join();
+    CHECK_FALSE(blocked_by_the_first);
+    CHECK_FALSE(blocked_by_its_own);
+  }
+}
+
 TEST_CASE("a trap and a SignalIgnore of one number exclude each other") {
   {
     const SignalTrap trap{SIGUSR1};

@@ -3,6 +3,7 @@
 
 #include <lastcall/detail/signal_inbox.hpp>
 #include <lastcall/detail/signal_links.hpp>
+#include <lastcall/detail/signal_lock.hpp>
 #include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/signal_registry.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
@@ -24,8 +25,8 @@ enum class ThreadMask { keep, unblock };
 
 /// Registers with fork and the like before anything is changed. Throws std::system_error. Under the
 /// registry's lock.
-inline void enter_registry_or_throw() {
-  if (const int error = enter_registry(); error != 0) {
+inline void enter_registry_or_throw(SignalRegistryLock& lock) {
+  if (const int error = enter_registry(lock); error != 0) {
     throw_system_error(error, "registering the fork handlers of the signal registry");
   }
 }
@@ -41,14 +42,11 @@ inline SignalSet checked_signals(std::span<const int> numbers) {
   return set;
 }
 
-/// Sends signals to this process, by which each does what it does now that nobody traps it.
-inline void raise_again(const SignalSet& numbers) noexcept {
-  SignalSet left = numbers;
-  while (!left.empty()) {
-    const int number = left.most_urgent();
-    left.remove(number);
-    ::kill(::getpid(), number);
-  }
+/// Sends signals to this process, in the order in which they came, by which each does what it does now that
+/// nobody traps it.
+inline void raise_again(UnseenSignals signals) noexcept {
+  signals.drop_undone();
+  while (!signals.empty()) ::kill(::getpid(), signals.pop());
 }
 
 /// Whether this process ignores the number, as far as anybody can see: also if it is a handler of
@@ -82,11 +80,7 @@ inline bool has_handler_beneath(int number) noexcept {
 /// our handler does; but no handler beneath is called.
 inline void hand_round_taken(int number, const siginfo_t& info, Clock::time_point since) noexcept {
   if (!is_signal_number(number)) return;
-  for (auto& layer : signal_registry.layers) {
-    // relaxed: who comes or goes at this moment gets it or not; hand_round() looks again.
-    if (layer[number].head.load(std::memory_order_relaxed) != nullptr)
-      hand_round(layer[number], number, &info, &since);
-  }
+  hand_round(0, signal_layers, number, &info, false, &since);
 }
 
 /// A pipe with the signals that are subscribed to it. subscribe() may be called by any thread at
@@ -96,8 +90,8 @@ class TrapCore {
   /// Throws std::system_error (EMFILE, ENFILE) or std::bad_alloc.
   TrapCore() : member_(new SignalMember) {
     member_->process.store(::getpid(), std::memory_order_relaxed);
-    const SignalRegistryLock lock;
-    enter_registry_or_throw();
+    SignalRegistryLock lock;
+    enter_registry_or_throw(lock);
     enlist(*member_);
   }
   TrapCore(const TrapCore&) = delete;
@@ -130,14 +124,15 @@ class TrapCore {
   }
 
   /// unsubscribe_all(), but says what is to be raised again instead of doing so.
-  SignalSet withdraw(Unread unread) noexcept {
+  UnseenSignals withdraw(Unread unread) noexcept {
     if (has_nothing_left()) return {};
     SignalSet defaults;
     {
       SignalRegistryLock lock;
       if (!put_all_back(lock, defaults)) return {};
     }
-    return unread == Unread::drop ? SignalSet{} : member_->inbox.discard(defaults);
+    if (unread == Unread::drop) return {};
+    return member_->inbox.discard(defaults);
   }
 
   /// Whether the number is subscribed.
@@ -171,13 +166,13 @@ class TrapCore {
     // Before the first handler is in place, and without a lock: the loader has one of its own.
     pin_module_of(reinterpret_cast<const void*>(signal_entries[0]));
     SignalSet added;
-    SignalSet to_raise;
+    UnseenSignals to_raise;
     Subscribed result = Subscribed::yes;
     int failed = 0;
     int error = 0;
     {
       SignalRegistryLock lock;
-      enter_registry_or_throw();
+      enter_registry_or_throw(lock);
       if (gone_ || is_foreign()) {
         throw_logic_error(describe_signal(wanted.most_urgent()) +
                           " can't be trapped by a trap that has gone, or is another process's");
@@ -202,7 +197,8 @@ class TrapCore {
       }
       // What came in meanwhile came too early: it does what it would have done.
       const SignalSet defaults = unlink(added);
-      if (!added.empty()) to_raise = member_->inbox.discard(added) & defaults;
+      if (!added.empty()) to_raise = member_->inbox.discard(added);
+      to_raise.keep_only(defaults);
     }
     raise_again(to_raise);
     if (result == Subscribed::no_memory) throw_or_die(std::bad_alloc());
@@ -223,7 +219,7 @@ class TrapCore {
   // Under the lock. False: somebody has done it, or it is another process's. The numbers whose disposition is
   // SIG_DFL again are put into `defaults`.
   bool put_all_back(SignalRegistryLock& lock, SignalSet& defaults) noexcept {
-    static_cast<void>(enter_registry());
+    static_cast<void>(enter_registry(lock));
     if (gone_ || is_foreign()) return false;
     gone_ = true;
     defaults = unlink(member_->held);
@@ -249,12 +245,9 @@ class TrapCore {
 
   // Under the lock: the numbers leave the thread's mask when the lock is let go, and are delivered.
   void take_mask(SignalRegistryLock& lock, const SignalSet& numbers) noexcept {
-    member_->unblocks = true;
-    member_->thread = ::pthread_self();
+    member_->thread = number_of_this_thread();
     for (int number = numbers.next(0); number != 0; number = numbers.next(number)) {
-      if (::sigismember(&lock.mask_after(), number) != 1) continue;
-      ::sigdelset(&lock.mask_after(), number);
-      member_->to_block.add(number);
+      if (lock.unblock(number)) member_->to_block.add(number);
     }
   }
 
@@ -262,17 +255,16 @@ class TrapCore {
   // then that one puts it back.
   void give_back_mask(SignalRegistryLock& lock) noexcept {
     const SignalSet& mine = member_->to_block;
-    if (mine.empty() || ::pthread_equal(member_->thread, ::pthread_self()) == 0) return;
+    if (mine.empty() || member_->thread != number_of_this_thread()) return;
     for (int number = mine.next(0); number != 0; number = mine.next(number)) {
       SignalMember* heir = signal_registry.newest;
-      while (heir != nullptr && !(heir->held.has(number) && heir->unblocks &&
-                                  ::pthread_equal(heir->thread, member_->thread) != 0)) {
+      while (heir != nullptr && !(heir->held.has(number) && heir->thread == member_->thread)) {
         heir = heir->older;
       }
       if (heir != nullptr) {
         heir->to_block.add(number);
       } else {
-        ::sigaddset(&lock.mask_after(), number);
+        lock.block(number);
       }
     }
   }

@@ -13,8 +13,8 @@ namespace lastcall::detail {
 /// One more who ignores the number. Throws as SignalIgnore's constructor.
 inline void ignore_signal(int number) {
   check_signal(number, "ignored");
-  const SignalRegistryLock lock;
-  enter_registry_or_throw();
+  SignalRegistryLock lock;
+  enter_registry_or_throw(lock);
   if (is_trapped(number)) {
     throw_logic_error(describe_signal(number) + " can't be ignored: a live trap holds it");
   }

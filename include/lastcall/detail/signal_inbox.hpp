@@ -17,6 +17,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
@@ -96,6 +97,53 @@ inline Clock::rep now_in_handler() noexcept {
 #endif
 }
 
+/// Signals that nobody has seen, each number once.
+class UnseenSignals {
+ public:
+  bool has(int number) const noexcept { return numbers_.has(number); }
+  bool empty() const noexcept { return numbers_.empty(); }
+
+  /// In the order in which those of one number came.
+  void add(int number, Clock::rep received) noexcept {
+    if (!has(number)) first_[number] = received;
+    last_[number] = received;
+    numbers_.add(number);
+  }
+  void keep_only(const SignalSet& numbers) noexcept { numbers_ = numbers_ & numbers; }
+
+  /// Takes out those that later ones have undone, as the kernel does with what is pending: SIGCONT a signal
+  /// that stops the process, and such a one SIGCONT.
+  void drop_undone() noexcept {
+    if (!has(SIGCONT)) return;
+    bool goes_on = true;
+    for (const int stop : {SIGTSTP, SIGTTIN, SIGTTOU}) {
+      if (!has(stop)) continue;
+      if (last_[stop] > last_[SIGCONT]) {
+        goes_on = false;
+      } else {
+        numbers_.remove(stop);
+      }
+    }
+    if (!goes_on) numbers_.remove(SIGCONT);
+  }
+
+  /// Takes the one out that came first, or is more urgent if two came at once. There must be one.
+  int pop() noexcept {
+    int first = numbers_.most_urgent();
+    for (int number = numbers_.next(0); number != 0; number = numbers_.next(number)) {
+      if (first_[number] < first_[first]) first = number;
+    }
+    numbers_.remove(first);
+    return first;
+  }
+
+ private:
+  SignalSet numbers_;
+  // Of those in the set. What found the pipe full has the time of the one that it joined.
+  Clock::rep first_[signal_limit];
+  Clock::rep last_[signal_limit];
+};
+
 /// See the head of the file. Made and destroyed while no handler knows it.
 class SignalInbox {
  public:
@@ -153,13 +201,14 @@ class SignalInbox {
   }
 
   /// Throws away what is pending of `numbers`; those of them that no other trap got.
-  SignalSet discard(const SignalSet& numbers) noexcept {
+  UnseenSignals discard(const SignalSet& numbers) noexcept {
     const int saved = errno;
     gather();
-    SignalSet unseen;
+    UnseenSignals unseen;
     for (int number = numbers.next(0); number != 0; number = numbers.next(number)) {
       while (queued_.has(number)) {
-        if (pop(number).exclusive) unseen.add(number);
+        const SignalRecord record = pop(number);
+        if (record.exclusive) unseen.add(number, record.received);
       }
     }
     if (!queued_.empty()) ring();  // I3

@@ -1,17 +1,15 @@
-// How traps come to be in the registry's lists and go from there, and what a fork makes of them.
+// How traps come to be in the registry's lists and go from there.
 // All of it is called under the registry's lock: so relaxed, where nothing else is said, is for what only
 // who has it changes. `previous` is released, and acquired, because handlers read it without.
 #pragma once
 
 #include <lastcall/detail/signal_handler.hpp>
+#include <lastcall/detail/signal_lock.hpp>
 #include <lastcall/detail/signal_registry.hpp>
 
-#include <pthread.h>
-#include <unistd.h>
-
 #include <atomic>
-#include <cerrno>
 #include <csignal>
+#include <cstdint>
 
 namespace lastcall::detail {
 
@@ -44,89 +42,6 @@ inline void strike_out(SignalMember& member) noexcept {
   if (member.older != nullptr) member.older->newer = member.newer;
 }
 
-/// What has become of a layer's place in the chain once its last trap has gone.
-enum class LayerLeft { restored_default, restored, covered };
-
-/// The last trap of a layer has been unlinked: what was there before comes back, unless somebody
-/// else has changed the disposition since. Async-signal-safe.
-inline LayerLeft leave_layer(int layer_index, int number) noexcept {
-  SignalLayer& layer = signal_registry.layers[layer_index][number];
-  const KeptDisposition* previous = layer.previous.load(std::memory_order_acquire);
-  struct sigaction now = current_disposition(number);
-  if (layer_of(now) == layer_index) now = replace_layer(layer_index, number, previous->action);
-  if (!same_disposition(now, previous->action)) {
-    return LayerLeft::covered;  // somebody may still call our handler: the layer stays taken
-  }
-  layer.taken = false;
-  return !is_function(previous->action) && previous->action.sa_handler == SIG_DFL
-             ? LayerLeft::restored_default
-             : LayerLeft::restored;
-}
-
-/// The process is the child of the one that the lists speak of: all traps and the threads that were
-/// in the handler stayed with the parent. Async-signal-safe, since a child of a process with
-/// threads may do nothing else.
-inline void become_child() noexcept {
-  const int saved = errno;
-  SignalRegistry& all = signal_registry;
-  for (int layer = 0; layer < signal_layers; ++layer) {
-    for (int number = 1; number < signal_limit; ++number) {
-      SignalLayer& at = all.layers[layer][number];
-      if (!at.taken) continue;
-      at.head.store(nullptr, std::memory_order_seq_cst);  // as every change of a list
-      // Now, and not with the next signal: an ignored one must be ignored beyond an exec() too.
-      leave_layer(layer, number);
-    }
-  }
-  // relaxed, as the next: no other thread is in this process, and a handler of this one comes later.
-  all.in_flight[0].store(0, std::memory_order_relaxed);
-  all.in_flight[1].store(0, std::memory_order_relaxed);
-  int nowhere[2] = {-1, -1};
-  if (all.newest != nullptr && ::pipe(nowhere) != 0) nowhere[0] = nowhere[1] = -1;
-  for (SignalMember* member = all.newest; member != nullptr; member = member->older) {
-    member->process.store(0, std::memory_order_relaxed);
-    member->inbox.cut_off(nowhere[0], nowhere[1]);
-  }
-  all.newest = nullptr;
-  for (const int fd : nowhere) {
-    if (fd >= 0) ::close(fd);
-  }
-  // Release: the handler that finds itself at home finds the lists empty.
-  all.process.store(::getpid(), std::memory_order_release);
-  errno = saved;
-}
-
-inline void before_fork() noexcept {
-  const sigset_t mask = lock_registry();
-  signal_registry.mask_before_fork = mask;
-}
-inline void after_fork_in_parent() noexcept {
-  const sigset_t mask = signal_registry.mask_before_fork;
-  unlock_registry(mask);
-}
-inline void after_fork_in_child() noexcept {
-  if (signal_registry.process.load(std::memory_order_relaxed) != 0) become_child();
-  after_fork_in_parent();
-}
-
-/// Before anything is subscribed or ignored: forks are watched, and the lists speak of this
-/// process. 0 or an errno.
-inline int enter_registry() noexcept {
-  SignalRegistry& all = signal_registry;
-  if (!all.watches_forks) {
-    const int error = ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    if (error != 0) return error;
-    all.watches_forks = true;
-  }
-  const pid_t process = all.process.load(std::memory_order_relaxed);
-  if (process == 0) {
-    all.process.store(::getpid(), std::memory_order_release);
-  } else if (process != ::getpid()) {
-    become_child();  // of a clone() that ran no hooks
-  }
-  return 0;
-}
-
 enum class Subscribed { yes, refused, no_layer, no_memory };
 
 /// A layer for a new trap of a number whose disposition `now` is somebody else's, with `previous`
@@ -134,16 +49,25 @@ enum class Subscribed { yes, refused, no_layer, no_memory };
 inline int choose_layer(int number, const struct sigaction& now,
                         const KeptDisposition* kept) noexcept {
   int spare = -1;
+  int oldest = -1;
+  int same = 0;
   for (int index = signal_layers - 1; index >= 0; --index) {
     const SignalLayer& at = signal_registry.layers[index][number];
     if (at.taken && at.head.load(std::memory_order_relaxed) != nullptr) continue;
-    // Covered once, and nobody's now. With the same previous disposition it makes no chain that
-    // wasn't there before; with one that is no function the chain ends here: both can be used
-    // again.
-    const bool same = at.taken && at.previous.load(std::memory_order_relaxed) == kept;
-    if (!at.taken || same || !is_function(now)) spare = index;
-    if (same) break;
+    // Over what is no function the chain ends here, whoever may call the layer still.
+    if (!at.taken || !is_function(now)) spare = index;
+    // Covered once, and nobody's now.
+    if (!at.taken || at.previous.load(std::memory_order_relaxed) != kept) continue;
+    if (at.seat.load(std::memory_order_relaxed) == 0) {
+      spare = index;  // in place again, it has given way
+      continue;
+    }
+    ++same;
+    if (oldest < 0 || was_put_later(number, oldest, index)) oldest = index;
   }
+  // A function that has come back may have come over our layer, and calls that one: there a chain would bite
+  // its tail. But it has written down one, the latest; so what it covered before that is free.
+  if (same > (is_function(now) ? 1 : 0)) spare = oldest;
   if (spare >= 0) {
     signal_registry.layers[spare][number].previous.store(kept, std::memory_order_release);
   }
@@ -208,11 +132,16 @@ inline Subscribed link_subscription(SignalMember& member, int number, int& error
     link_at_head(member, index, number);
     if (!join) {
       struct sigaction before {};
+      // Before the handler is in place, too; release: who finds the seat finds `previous`.
+      const std::uint32_t seat = layer.seat.load(std::memory_order_relaxed);
+      layer.passing.store(0, std::memory_order_relaxed);
+      layer.seat.store(next_seat(), std::memory_order_release);
       error = install_layer(index, number, &before);
       // Who races with us without end has it as it was seen.
       const bool again = error == 0 && !adopt_replaced(layer, now, before) && turn < 100;
+      if (error != 0) layer.seat.store(seat, std::memory_order_release);
       if (again) {
-        now = replace_layer(index, number, before);
+        now = step_aside(index, number, before);
         // Somebody has covered ours in between, and may call it from now on.
         if (!same_disposition(now, before)) layer.taken = true;
       }

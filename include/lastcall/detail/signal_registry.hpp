@@ -1,5 +1,5 @@
-// Who wants which signal in this process: what the handler reads, and the lock under which it
-// changes.
+// Who wants which signal in this process: what the handler reads. The lock under which it changes is in
+// signal_lock.hpp.
 //
 // Constant-initialised and never destroyed: there is nothing to do before main() and nothing left
 // to go wrong after it. A shared object with hidden visibility has a registry of its own; the two
@@ -7,21 +7,16 @@
 // of <lastcall/signal_trap.hpp>.
 #pragma once
 
-#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/config.hpp>
 #include <lastcall/detail/signal_inbox.hpp>
 #include <lastcall/detail/signal_numbers.hpp>
-#include <lastcall/detail/thread.hpp>
 
 #include <pthread.h>
-#include <sched.h>
-#include <unistd.h>
+#include <sys/types.h>
 
 #include <atomic>
-#include <cerrno>
 #include <csignal>
-#include <cstddef>
-#include <ctime>
+#include <cstdint>
 #include <new>
 
 namespace lastcall::detail {
@@ -43,10 +38,9 @@ struct SignalMember {
   SignalSubscription subscriptions[signal_limit];
 
   // Under the registry's lock.
-  SignalSet held;         // the numbers that it is subscribed to
-  bool unblocks = false;  // it keeps them unblocked in `thread`
-  pthread_t thread{};     // who made it
-  SignalSet to_block;     // the bits of that thread's mask that are to be set again
+  SignalSet held;            // the numbers that it is subscribed to
+  std::uint64_t thread = 0;  // in which it keeps them unblocked (TrapThread::number); 0: in none
+  SignalSet to_block;        // the bits of that thread's mask that are to be set again
   SignalMember* newer = nullptr;
   SignalMember* older = nullptr;
 
@@ -65,6 +59,11 @@ struct KeptDisposition {
 struct SignalLayer {
   std::atomic<SignalSubscription*> head{nullptr};
   std::atomic<const KeptDisposition*> previous{nullptr};
+  // When it was put in place, by a clock that ticks with each of these; 0: it was taken away again, by us.
+  std::atomic<std::uint32_t> seat{0};
+  // Signals that it has handed out and is passing on at this moment (low half), and how many of these no
+  // layer beneath has seen (high half).
+  std::atomic<std::uint32_t> passing{0};
   bool taken = false;  // under the lock: it was installed, and hasn't been seen to be gone since
 };
 
@@ -83,7 +82,8 @@ struct SignalRegistry {
   std::atomic<pid_t> process{0};  // whom the lists speak of
   std::atomic<unsigned> epoch{0};
   std::atomic<unsigned> in_flight[2]{};
-  std::atomic<bool> changing{false};  // by who holds the lock, or by a handler that gives way (I8)
+  std::atomic<bool> changing{false};   // by who holds the lock, or by a handler that gives way (I8)
+  std::atomic<bool> passes_on{false};  // there was a signal once that a layer passed on (I11)
   SignalLayer layers[signal_layers][signal_limit]{};
 
   // Under the lock.
@@ -91,87 +91,11 @@ struct SignalRegistry {
   SignalMember* newest = nullptr;
   KeptDisposition* kept = nullptr;
   bool watches_forks = false;
-  sigset_t mask_before_fork{};
+  std::uint64_t threads = 0;  // that have been given a number
+  std::uint32_t seats = 0;    // the clock of SignalLayer::seat
 };
 
 inline constinit SignalRegistry signal_registry{};
-
-/// Between two looks at what another thread will be done with in a few system calls. Sleeping lets
-/// one of a lower real-time priority have the processor.
-inline void back_off(int turn) noexcept {
-  if (turn < 32) {
-    ::sched_yield();
-  } else {
-    const PutOffCancellation put_off;
-    const timespec nap{0, 50'000};
-    ::nanosleep(&nap, nullptr);
-  }
-}
-
-/// Blocks every signal, saying what was blocked before.
-inline sigset_t block_all_signals() noexcept {
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  return before;
-}
-
-/// Under the mutex: handlers give way from now on.
-inline void make_handlers_give_way() noexcept {
-  // Acquire and release: what a handler that gives way sees is whole, and what it has done is seen.
-  for (int turn = 0; signal_registry.changing.exchange(true, std::memory_order_acquire); ++turn) {
-    back_off(turn);
-  }
-}
-
-/// Blocks every signal, saying what was blocked before, and takes the registry. (I10)
-inline sigset_t lock_registry() noexcept {
-  const sigset_t before = block_all_signals();
-  ::pthread_mutex_lock(&signal_registry.mutex);
-  make_handlers_give_way();
-  return before;
-}
-
-/// The same, unless another has the registry until `deadline`; then the mask is as it was, and `had` false.
-inline sigset_t lock_registry_by(Clock::time_point deadline, bool& had) noexcept {
-  const sigset_t before = block_all_signals();
-  had = try_until(deadline, [] { return ::pthread_mutex_trylock(&signal_registry.mutex) == 0; });
-  if (had) {
-    make_handlers_give_way();
-  } else {
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  }
-  return before;
-}
-
-inline void unlock_registry(const sigset_t& mask) noexcept {
-  signal_registry.changing.store(false, std::memory_order_release);
-  ::pthread_mutex_unlock(&signal_registry.mutex);
-  ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
-}
-
-/// Holds the registry, with every signal blocked: no handler of anybody's runs on a thread that has
-/// it, so none can hang there, fork there, or jump out of there (I10). Keeps errno.
-class SignalRegistryLock {
- public:
-  SignalRegistryLock() noexcept : mask_after_(lock_registry()) {}
-  /// Tries until `deadline`, and may not have it then.
-  explicit SignalRegistryLock(Clock::time_point deadline) noexcept
-      : mask_after_(lock_registry_by(deadline, had_)) {}
-  SignalRegistryLock(const SignalRegistryLock&) = delete;
-  SignalRegistryLock& operator=(const SignalRegistryLock&) = delete;
-  ~SignalRegistryLock() {
-    if (had_) unlock_registry(mask_after_);
-  }
-  bool owns_lock() const noexcept { return had_; }
-  /// The thread's mask as it was, and as it will be again: to be changed at will.
-  sigset_t& mask_after() noexcept { return mask_after_; }
-
- private:
-  bool had_ = true;
-  sigset_t mask_after_;
-};
 
 // ---- Dispositions
 
