@@ -43,8 +43,9 @@
  *       25 (I10) the child leaves the disposition as it was
  *       26 (I10) the process id is set before the lists are emptied
  *
- * What is not modelled: layers under other people's handlers (I9), SignalIgnore, masks, SA_RESETHAND,
- * refused system calls, two numbers in the registry (they share its lock and counts, nothing else). All is
+ * What is not modelled: layers under other people's handlers (I9, I11), SignalIgnore, masks, SA_RESETHAND,
+ * refused system calls, two numbers in the registry (they share its lock and counts, nothing else), fork hooks
+ * of others (in the child, who comes before our hook does first what it would have done). All is
  * sequentially consistent here; weaker orders are argued in the code, in litmus/, and in README.md.
  */
 
