@@ -24,9 +24,8 @@ struct SignalInfo {
 /// A name lives for ever, but "signal 99" only until this thread's next call. Allocates nothing,
 /// never fails, may be called by any thread at any time.
 inline std::string_view signal_name(int number) noexcept {
-  if (const char* name = detail::standard_signal_name(number)) return name;
-  const std::string_view real_time = detail::real_time_signal_name(number);
-  return real_time.empty() ? detail::unknown_signal_name(number) : real_time;
+  const std::string_view name = detail::known_signal_name(number);
+  return name.empty() ? detail::unknown_signal_name(number) : name;
 }
 
 }  // namespace lastcall

@@ -1,3 +1,4 @@
+#include <lastcall/cause.hpp>
 #include <lastcall/signal_info.hpp>
 
 #include "support/catch.hpp"
@@ -105,6 +106,15 @@ TEST_CASE("a number without a name is called by its number, until this thread's 
   std::thread other([] { static_cast<void>(signal_name(888)); });
   other.join();
   CHECK(mine == "signal 999");
+}
+
+TEST_CASE("nothing else in the library takes the place of such a name") {
+  const std::string_view mine = signal_name(99);
+  static_cast<void>(lastcall::Cause::signal(lastcall::SignalInfo{98, 0, 0, 0, {}}));
+  CHECK(mine == "signal 99");
+  CHECK(lastcall::detail::describe_signal(97) == "signal 97");
+  CHECK(lastcall::detail::describe_signal(-1) == "signal -1");
+  CHECK(mine == "signal 99");
 }
 
 TEST_CASE("a SignalInfo is a plain value, empty until it is filled") {

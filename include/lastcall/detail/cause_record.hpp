@@ -3,6 +3,7 @@
 
 #include <lastcall/detail/bounded_text.hpp>
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 #include <lastcall/detail/throw.hpp>
 #include <lastcall/signal_info.hpp>
 
@@ -13,7 +14,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
-#include <ctime>
 #include <exception>
 #include <string>
 #include <string_view>
@@ -90,7 +90,7 @@ struct SignalCauseRecord : CauseRecord {
     destroy = &destroy_record<SignalCauseRecord>;
   }
 
-  /// Makes the words if nobody has. Async-signal-safe but for signal_name()'s table.
+  /// Makes the words if nobody has. Async-signal-safe.
   void describe() const noexcept {
     std::uint32_t seen = unmade;
     // acquire on failure: pairs with the release below, so that `made` means readable words.
@@ -105,8 +105,7 @@ struct SignalCauseRecord : CauseRecord {
   std::string_view words() const noexcept {
     describe();
     // Another thread is between two system calls on /proc: it holds no lock and soon is done.
-    const timespec nap{0, 50'000};
-    while (progress_.load(std::memory_order_acquire) != made) ::nanosleep(&nap, nullptr);
+    while (progress_.load(std::memory_order_acquire) != made) nap(50'000);
     return {buffer_, length_};
   }
 
@@ -119,7 +118,8 @@ struct SignalCauseRecord : CauseRecord {
 
   void write_words() const noexcept {
     BoundedText words(buffer_, sizeof buffer_);
-    words.add(signal_name(info.number));
+    // Not by signal_name(): the name of an unknown one, which the caller may have, is in this thread's buffer.
+    add_signal_name(words, info.number);
     if (info.sender_pid <= 0) {
       // A process that this one can't see: who stops a container, from its point of view, is nobody.
       words.add(info.code == SI_USER || info.code == SI_QUEUE ? " from outside this pid namespace"
@@ -132,6 +132,7 @@ struct SignalCauseRecord : CauseRecord {
   }
   void add_sender_name([[maybe_unused]] BoundedText& words) const noexcept {
 #if LASTCALL_LINUX
+    const NoThreadCancellation whole;
     const int saved = errno;
     char path[48] = {};
     BoundedText(path, sizeof path - 1).add("/proc/").add_number(info.sender_pid).add("/comm");

@@ -8,6 +8,7 @@
 
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 
 #include <atomic>
 #include <cerrno>
@@ -68,14 +69,16 @@ inline bool futex_wait_until(const Word& word, std::uint32_t expected,
     if (errno == ETIMEDOUT) {
       in_time = false;
     } else if (errno != EAGAIN && errno != EINTR) {
-      timespec nap{0, 1'000'000};
-      ::nanosleep(&nap, nullptr);
+      nap(1'000'000);
       in_time = !bounded || Clock::now() < deadline;
     }
   }
 #if defined(LASTCALL_TSAN)
   // Not a sleep of no time, which takes as long as the caller's timer slack.
-  ::poll(nullptr, 0, 0);
+  {
+    const NoThreadCancellation not_here;
+    ::poll(nullptr, 0, 0);
+  }
   in_time = in_time || Clock::now() < whole;
 #endif
   errno = saved;
@@ -139,6 +142,7 @@ inline const ParkingTable::Bucket& first_bucket = ParkingTable::bucket_of(nullpt
 
 inline bool futex_wait_until(const Word& word, std::uint32_t expected,
                              Clock::time_point deadline) noexcept {
+  const NoThreadCancellation whole;  // futex(2) is no cancellation point either
   ParkingTable::Bucket& bucket = ParkingTable::bucket_of(&word);
   std::unique_lock<std::mutex> lock(bucket.mutex);
   if (word.load(std::memory_order_seq_cst) != expected) return true;

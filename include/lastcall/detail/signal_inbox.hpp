@@ -10,9 +10,9 @@
 #include <lastcall/detail/config.hpp>
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/signal_numbers.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 #include <lastcall/signal_info.hpp>
 
-#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -23,10 +23,6 @@
 #include <ctime>
 #include <memory>
 #include <type_traits>
-
-#if LASTCALL_LINUX
-#include <sys/syscall.h>
-#endif
 
 namespace lastcall::detail {
 
@@ -46,44 +42,6 @@ static_assert(std::is_trivially_default_constructible_v<SignalRecord>);
 // POSIX: writes up to PIPE_BUF (512 at least) are atomic, so records of many handlers never mix.
 static_assert(sizeof(SignalRecord) <= 512);
 static_assert(signal_limit <= 65536);
-
-/// Makes the system calls of its scope no cancellation points. POSIX doesn't list the function as
-/// async-signal-safe, but it sets a flag of the thread and does nothing else.
-class PutOffCancellation {
- public:
-#if defined(PTHREAD_CANCEL_DISABLE)
-  PutOffCancellation() noexcept { ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
-  ~PutOffCancellation() { ::pthread_setcancelstate(before_, nullptr); }
-#else
-  PutOffCancellation() noexcept {}
-#endif
-  PutOffCancellation(const PutOffCancellation&) = delete;
-  PutOffCancellation& operator=(const PutOffCancellation&) = delete;
-
- private:
-  [[maybe_unused]] int before_ = 0;
-};
-
-// write(2) and read(2) are cancellation points: a thread with a pthread_cancel() pending that is
-// interrupted by our handler would unwind out of it, and I6 would wait for it for ever. The bare
-// system calls are none. (ThreadSanitizer has to see the calls.)
-#if LASTCALL_LINUX && !defined(LASTCALL_TSAN)
-inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
-  return static_cast<ssize_t>(::syscall(SYS_write, fd, from, size));
-}
-inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
-  return static_cast<ssize_t>(::syscall(SYS_read, fd, to, size));
-}
-#else
-inline ssize_t pipe_write(int fd, const void* from, std::size_t size) noexcept {
-  const PutOffCancellation put_off;
-  return ::write(fd, from, size);
-}
-inline ssize_t pipe_read(int fd, void* to, std::size_t size) noexcept {
-  const PutOffCancellation put_off;
-  return ::read(fd, to, size);
-}
-#endif
 
 /// What the library's clock says, by an async-signal-safe call.
 inline Clock::rep now_in_handler() noexcept {
@@ -263,7 +221,9 @@ class SignalInbox {
   bool put(const SignalRecord& record) noexcept {
     ssize_t done = 0;
     do {
-      done = pipe_write(pipe_.write_end.get(), &record, sizeof record);
+      // No cancellation point: a thread that is interrupted by our handler would unwind out of it, and I6 would
+      // wait for it for ever.
+      done = bare_write(pipe_.write_end.get(), &record, sizeof record);
     } while (done < 0 && errno == EINTR);
     return done >= 0;
   }
@@ -302,7 +262,7 @@ class SignalInbox {
     // No more than the pipe holds, so that a storm can't keep the reader here; what was in it when
     // the reader came is read in any case.
     for (std::size_t read = 0; read < roomy_;) {
-      const ssize_t got = pipe_read(pipe_.read_end.get(), batch, sizeof batch);
+      const ssize_t got = bare_read(pipe_.read_end.get(), batch, sizeof batch);
       if (got < 0 && errno == EINTR) continue;
       if (got <= 0) break;
       static_cast<void>(posted_.load(std::memory_order_acquire));  // see post()

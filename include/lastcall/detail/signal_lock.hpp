@@ -10,6 +10,7 @@
 #include <lastcall/detail/signal_handler.hpp>
 #include <lastcall/detail/signal_registry.hpp>
 #include <lastcall/detail/thread.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 
 #include <pthread.h>
 #include <sched.h>
@@ -19,7 +20,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
-#include <ctime>
 
 namespace lastcall::detail {
 
@@ -120,9 +120,7 @@ inline void back_off(int turn) noexcept {
   if (turn < 32) {
     ::sched_yield();
   } else {
-    const PutOffCancellation put_off;
-    const timespec nap{0, 50'000};
-    ::nanosleep(&nap, nullptr);
+    nap(50'000);
   }
 }
 

@@ -1,6 +1,7 @@
 // Signal numbers: how many there are, which may be trapped, what they are called, and sets of them.
 #pragma once
 
+#include <lastcall/detail/bounded_text.hpp>
 #include <lastcall/detail/config.hpp>
 #include <lastcall/detail/throw.hpp>
 
@@ -115,6 +116,22 @@ inline std::string_view real_time_signal_name(int number) noexcept {
   return {};
 }
 
+/// Empty if the number has no name.
+inline std::string_view known_signal_name(int number) noexcept {
+  if (const char* name = standard_signal_name(number)) return name;
+  return real_time_signal_name(number);
+}
+
+/// What signal_name() says, which may be in use on this thread, without its buffer.
+inline void add_signal_name(BoundedText& words, int number) noexcept {
+  const std::string_view name = known_signal_name(number);
+  if (name.empty()) {
+    words.add("signal ").add_number(number);
+  } else {
+    words.add(name);
+  }
+}
+
 inline std::string_view unknown_signal_name(int number) noexcept {
   thread_local char text[sizeof "signal -" + 3 * sizeof(int)];
   char* const end = text + sizeof text;
@@ -134,10 +151,8 @@ inline std::string_view unknown_signal_name(int number) noexcept {
 
 /// For messages: "SIGKILL (9)", "signal 99".
 inline std::string describe_signal(int number) {
-  std::string_view name;
-  if (const char* standard = standard_signal_name(number)) name = standard;
-  if (name.empty()) name = real_time_signal_name(number);
-  if (name.empty()) return std::string(unknown_signal_name(number));
+  const std::string_view name = known_signal_name(number);
+  if (name.empty()) return "signal " + std::to_string(number);
   return std::string(name) + " (" + std::to_string(number) + ")";
 }
 

@@ -8,11 +8,12 @@
 
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/futex.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 
+#include <pthread.h>
 #include <sched.h>
 
-#include <cerrno>
-#include <ctime>
+#include <bit>
 
 namespace lastcall::detail {
 
@@ -33,10 +34,7 @@ class Backoff {
     } else if (turn_ < spins + yields) {
       ::sched_yield();
     } else {
-      const int saved = errno;
-      const timespec nap{0, turn_ < spins + yields + 10 ? 50'000 : 1'000'000};
-      ::nanosleep(&nap, nullptr);
-      errno = saved;
+      nap(turn_ < spins + yields + 10 ? 50'000 : 1'000'000);
     }
     ++turn_;
   }
@@ -123,10 +121,10 @@ class SpinLock {
   Word word_{0};
 };
 
-/// An address that no other live thread has: a thread's identity without a system call.
+/// What no other live thread has: a thread's identity without a system call. The same in all shared objects of
+/// the process, which the address of a thread_local is not.
 inline const void* this_thread_mark() noexcept {
-  static thread_local char mark;
-  return &mark;
+  return std::bit_cast<const void*>(::pthread_self());
 }
 
 /// A small number, handed out to threads in turn: spreads them over shards.

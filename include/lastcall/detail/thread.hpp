@@ -4,6 +4,7 @@
 
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 
 #include <pthread.h>
 
@@ -16,7 +17,6 @@
 #endif
 
 #include <cstring>
-#include <ctime>
 #include <string_view>
 
 namespace lastcall::detail {
@@ -83,8 +83,7 @@ template <class Attempt>
 bool try_until(Clock::time_point deadline, Attempt attempt) noexcept {
   while (!attempt()) {
     if (Clock::now() >= deadline) return false;
-    const timespec nap{0, 100'000};
-    ::nanosleep(&nap, nullptr);
+    nap(100'000);
   }
   return true;
 }
@@ -107,18 +106,5 @@ inline bool join_until(pthread_t thread, Clock::time_point deadline) noexcept {
 #endif
   return try_until(deadline, [thread] { return join_if_gone(thread); });
 }
-
-/// While it lives, pthread_cancel() and its kind can't end the calling thread: the library's own steps
-/// are not torn in the middle.
-class NoThreadCancellation {
- public:
-  NoThreadCancellation() noexcept { ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
-  NoThreadCancellation(const NoThreadCancellation&) = delete;
-  NoThreadCancellation& operator=(const NoThreadCancellation&) = delete;
-  ~NoThreadCancellation() { ::pthread_setcancelstate(before_, &before_); }
-
- private:
-  int before_ = PTHREAD_CANCEL_ENABLE;
-};
 
 }  // namespace lastcall::detail

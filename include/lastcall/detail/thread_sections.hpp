@@ -353,11 +353,6 @@ class ThreadSections {
     nap(20'000'000);
     errno = saved;
   }
-
-  static void nap(long nanoseconds) noexcept {
-    const timespec time{0, nanoseconds};
-    ::nanosleep(&time, nullptr);
-  }
 #else
   static bool register_fence() noexcept { return false; }
   static void fence_every_thread() noexcept {}
