@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <mutex>
@@ -69,11 +70,13 @@ inline Ready poll_until(int fd, short events, int wake_fd, const CancellationTok
   // poll(2) skips negative descriptors without a word.
   if (fd < 0) throw_system_error(EBADF, std::string(who) + ": descriptor " + std::to_string(fd));
   bool look_only = events == 0;
+  Clock::duration longest = Clock::duration::max();
   for (;;) {
     if (token.is_cancelled()) return Ready::cancelled;
     pollfd entries[2] = {{fd, events, 0}, {wake_fd, POLLIN, 0}};
     const Clock::time_point now = Clock::now();
-    const int timeout = look_only ? 0 : poll_timeout(now, deadline);
+    const int timeout =
+        look_only ? 0 : poll_timeout(now, std::min(deadline, time_after(now, longest)));
     if (events == 0 && !look_only) entries[0].fd = -1;
     const int count = ::poll(entries, 2, timeout);
     if (count < 0) {
@@ -89,7 +92,12 @@ inline Ready poll_until(int fd, short events, int wake_fd, const CancellationTok
     if (events != 0 && entries[0].revents != 0) return Ready::ready;
     if (std::exchange(look_only, false)) continue;
     // The clock decides, not the count: poll(2) may have been given less than the time left.
-    if (count == 0 && Clock::now() >= deadline) return Ready::timed_out;
+    if (Clock::now() >= deadline) return Ready::timed_out;
+    if (entries[1].revents != 0) {
+      // Not by a cancel: somebody else has written to it, or closed it. It says nothing any more.
+      wake_fd = -1;
+      longest = std::chrono::milliseconds(10);
+    }
   }
 }
 

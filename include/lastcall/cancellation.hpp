@@ -13,7 +13,7 @@
 //  I2  `cancelled_flag` in a node's own lane is the one word that publishes: it is set once, never
 //      cleared, with release, after the cause was written and after every descendant has it. So
 //      is_cancelled() is one acquire load; who sees it true sees the cause; and who sees it in a
-//      parent sees it in every child.
+//      parent sees it in every child. The shards that a contended node has grown say it after that word.
 //  I3  Locks are taken from the top down: a lane of the parent before any of the child, and never two
 //      siblings'. A canceller keeps a node locked until its whole subtree is marked. Paths in an acyclic
 //      graph that are locked from the top down can't deadlock; and a canceller from above that meets
@@ -102,8 +102,7 @@ class CancellationToken {
   /// False when nothing is left that could ever cancel it: no source or deadline of its own or above.
   /// A cancelled one says true. Cost: a walk to the root.
   bool can_be_cancelled() const noexcept {
-    unsigned patience = 4096;
-    return node_ != nullptr && detail::can_be_cancelled(node_, patience);
+    return node_ != nullptr && detail::can_be_cancelled(node_);
   }
 
   /// Why. Kind none until cancelled, then always the same.
@@ -310,7 +309,7 @@ class CancellationCallback : private detail::CallbackLink {
     };
     if (node != nullptr && !detail::attach(node, this, detail::LinkKind::callback)) call();
   }
-  void call() noexcept { std::forward<F>(function_)(); }
+  void call() noexcept { static_cast<void>(std::forward<F>(function_)()); }
 
   [[no_unique_address]] F function_;
 };

@@ -12,6 +12,7 @@
 #include <csignal>
 #include <exception>
 #include <initializer_list>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -102,6 +103,40 @@ void destroy_children(void* children) {
   delete static_cast<std::vector<CancellationSource>*>(children);
 }
 
+void* make_timed(const void* token, int milliseconds) {
+  return new CancellationSource(*static_cast<const CancellationToken*>(token),
+                                std::chrono::milliseconds(milliseconds));
+}
+
+void destroy_source(void* source) { delete static_cast<CancellationSource*>(source); }
+
+void destroy_in_callback(const void* token, int* runs) {
+  struct Own {
+    struct Function {
+      Own* own;
+      int* runs;
+      void operator()() const {
+        int* const counter = runs;
+        delete own;
+        ++*counter;
+      }
+    };
+    std::unique_ptr<lastcall::CancellationCallback<Function>> callback;
+  };
+  auto* const own = new Own;
+  own->callback = std::make_unique<lastcall::CancellationCallback<Own::Function>>(
+      *static_cast<const CancellationToken*>(token), Own::Function{own, runs});
+}
+
+void cancel(void* source, const char* why) {
+  auto* const cancelled = static_cast<CancellationSource*>(source);
+  if (why == nullptr) {
+    cancelled->cancel();
+  } else {
+    cancelled->cancel(lastcall::Cause::cancelled(why));
+  }
+}
+
 int drain_once() {
   lastcall::ShutdownOptions options;
   options.observer = nullptr;
@@ -119,6 +154,7 @@ extern "C" __attribute__((visibility("default"))) const CompanyModule* company_m
   static const CompanyModule module{make_trap,      wait_for_signal, destroy_trap,
                                     use_everything, use_deadline,    accept_until_cancelled,
                                     follows,        make_children,   destroy_children,
-                                    drain_once};
+                                    make_timed,     destroy_source,  destroy_in_callback,
+                                    cancel,         drain_once};
   return &module;
 }

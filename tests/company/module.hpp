@@ -21,6 +21,13 @@ struct CompanyModule {
   void* (*make_children)(const void* token, int count);
   /// Destroys such a vector of the caller's.
   void (*destroy_children)(void* children);
+  /// A child of a token of the caller's, with a deadline; for destroy_source().
+  void* (*make_timed)(const void* token, int milliseconds);
+  void (*destroy_source)(void* source);
+  /// A callback on a token of the caller's that destroys itself, and adds to `runs` after that.
+  void (*destroy_in_callback)(const void* token, int* runs);
+  /// Cancels a source of the caller's, for no particular reason or with these words, if there are any.
+  void (*cancel)(void* source, const char* why);
   /// A whole coordinator, by SIGTERM; its exit code.
   int (*drain_once)();
 };

@@ -318,6 +318,71 @@ TEST_CASE("children that an object made may be destroyed outside of it, and the 
         }) == "");
 }
 
+// With hidden symbols each has a timer thread of its own.
+TEST_CASE("a deadline that an object set leaves no timer behind, whoever cancels or destroys it") {
+  CHECK(with_each_pair([](const Pair& pair) {
+          using lastcall::CancellationSource;
+          Module module(pair.first, pair.flags);
+          const CancellationSource warm(lastcall::CancellationToken(), 1h);
+          auto& service = lastcall::detail::TimerService::instance();
+          const std::size_t before = service.armed_for_test();
+          for (int turn = 0; turn < 200; ++turn) {
+            CancellationSource root;
+            const lastcall::CancellationToken token = root.token();
+            void* const cancelled = module->make_timed(&token, 20);
+            root.cancel();
+            module->destroy_source(cancelled);
+            CancellationSource other;
+            const lastcall::CancellationToken below = other.token();
+            // Without having cancelled it: it goes with its timer.
+            auto* const destroyed =
+                static_cast<CancellationSource*>(module->make_timed(&below, 20));
+            destroyed->disarm();
+            delete destroyed;
+          }
+          // What one of them had left in a wheel would be looked at now.
+          std::this_thread::sleep_for(100ms);
+          expect_equal(service.armed_for_test(), before, "the number of timers");
+          CancellationSource root;
+          const lastcall::CancellationToken token = root.token();
+          void* const last = module->make_timed(&token, 5);
+          expect(static_cast<CancellationSource*>(last)->token().wait_for(30s), "it comes");
+          delete static_cast<CancellationSource*>(last);
+        }) == "");
+}
+
+TEST_CASE("a callback of an object's that the program runs may destroy itself") {
+  CHECK(with_each_pair([](const Pair& pair) {
+          Module module(pair.first, pair.flags);
+          lastcall::CancellationSource source;
+          const lastcall::CancellationToken token = source.token();
+          int runs = 0;
+          module->destroy_in_callback(&token, &runs);
+          ::alarm(30);
+          source.cancel();
+          expect_equal(runs, 1, "the number of calls");
+        }) == "");
+}
+
+TEST_CASE("an object that has only cancelled may be closed, and the cause is still there") {
+  CHECK(with_each_pair([](const Pair& pair) {
+          for (const char* const why : {static_cast<const char*>(nullptr), "requested", "enough"}) {
+            Module module(pair.first, pair.flags);
+            lastcall::CancellationSource source;
+            const lastcall::CancellationSource child(source.token());
+            module->cancel(&source, why);
+            module.close();
+            const lastcall::CancellationSource late(source.token());
+            const std::string words = why == nullptr ? "cancelled" : why;
+            for (const auto& token : {source.token(), child.token(), late.token()}) {
+              const lastcall::Cause cause = token.cause();
+              expect(cause.kind() == lastcall::CauseKind::cancelled, "the kind of cause");
+              expect(cause.message() == words, "the words of the cause");
+            }
+          }
+        }) == "");
+}
+
 TEST_CASE("a coordinator inside an object drains, and the program's trap gets its copy") {
   CHECK(with_each_pair([](const Pair& pair) {
           SignalTrap own{SIGTERM};

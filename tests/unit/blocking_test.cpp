@@ -20,6 +20,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -645,6 +646,34 @@ TEST_CASE("poll: a bad descriptor is EBADF, and the message names it") {
     CHECK(error_of([&] { lastcall::poll(-7, events, CancellationToken(), 0s); }, "descriptor -7") ==
           EBADF);
   }
+}
+
+TEST_CASE(
+    "poll: it sleeps and keeps its time also if a stranger has made the token's descriptor "
+    "readable") {
+  CancellationSource source;
+  const Pair pair;
+  const std::uint64_t one = 1;
+  // As a child does that was forked when all descriptors were taken. (Where it is a pipe this fails.)
+  if (::write(source.token().fd(), &one, sizeof one) < 0) return;
+  for (const short events : {short{POLLIN}, short{0}}) {
+    const Clock::time_point before = Clock::now();
+    const auto spent = support::cpu_time_of_process();
+    CHECK(lastcall::poll(pair.here.get(), events, source.token(), 400ms) == Ready::timed_out);
+    CHECK(Clock::now() - before >= 400ms);
+    CHECK(support::cpu_time_of_process() - spent < 200ms);
+    CHECK(lastcall::poll(pair.here.get(), events, source.token(), 0s) == Ready::timed_out);
+  }
+  std::thread canceller([&] {
+    std::this_thread::sleep_for(20ms);
+    source.cancel();
+  });
+  CHECK(lastcall::poll(pair.here.get(), POLLIN, source.token(), 60s) == Ready::cancelled);
+  canceller.join();
+  pair.send();
+  CancellationSource other;
+  CHECK(::write(other.token().fd(), &one, sizeof one) == sizeof one);
+  CHECK(lastcall::poll(pair.here.get(), POLLIN, other.token(), 60s) == Ready::ready);
 }
 
 TEST_CASE("poll: signals don't end it, nor do they prolong it") {

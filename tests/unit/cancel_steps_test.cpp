@@ -92,3 +92,38 @@ TEST_CASE(
             [&] { parent->cancel(); }, [&] { first.reset(); },
             [&] { return second->is_cancelled() && calls == 1; }) == 0);
 }
+
+TEST_CASE(
+    "Nobody meets a node that is cancelled for some and not for others, also where it has grown") {
+  std::optional<CancellationSource> root;
+  std::optional<CancellationSource> child;
+  std::atomic<bool> consistent{true};
+  const auto prepare = [&] {
+    consistent = true;
+    child.reset();
+    root.emplace();
+    child.emplace(root->token());
+    lastcall::detail::grow_shards(lastcall::detail::TreeAccess::node_of(*child));
+  };
+  const auto cancel = [&] { root->cancel(); };
+  const auto holds = [&] { return consistent.load(); };
+  const auto callback = [&] {
+    const CancellationToken token = child->token();
+    const CancellationCallback made(token, [&] {
+      if (!token.is_cancelled() || !token.cause()) consistent = false;
+    });
+  };
+  CHECK(support::step_through(prepare, cancel, callback, holds) == 0);
+  const auto wait = [&] {
+    const CancellationToken token = child->token();
+    token.wait();
+    if (!token.is_cancelled()) consistent = false;
+  };
+  CHECK(support::step_through(prepare, cancel, wait, holds) == 0);
+  const auto make_child = [&] {
+    const CancellationToken token = child->token();
+    const CancellationSource made(token);
+    if (made.is_cancelled() && !token.is_cancelled()) consistent = false;
+  };
+  CHECK(support::step_through(prepare, cancel, make_child, holds) == 0);
+}

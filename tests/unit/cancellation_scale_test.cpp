@@ -21,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include <unistd.h>
+
 using lastcall::CancellationCallback;
 using lastcall::CancellationSource;
 using lastcall::CancellationToken;
@@ -540,4 +542,56 @@ TEST_CASE("A thousand idle waiters and as many pending deadlines use no processo
   threads.join();
   CHECK(woken == count * 2 / 3);
   if (!support::under_sanitizer) CHECK(quiet);
+}
+
+// ------------------------------------------------------------------------------------------ forking
+
+namespace {
+
+// The allocation at which the thread that makes a process's first deadline stands still.
+thread_local int allocations_until_stop = 0;
+std::atomic<bool> stopped{false};
+std::atomic<bool> may_go_on{false};
+
+bool stop_at_allocation() noexcept {
+  if (allocations_until_stop > 0 && --allocations_until_stop == 0) {
+    stopped = true;
+    // Not for ever: the fork may have to wait for this.
+    for (int turn = 0; turn < 2000 && !may_go_on; ++turn) ::usleep(500);
+  }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("A child that is forked while another thread makes the first deadline may make its own") {
+  if (!support::can_refuse_allocations) return;
+  for (int at = 1; at <= 3; ++at) {
+    INFO("the other thread stands at allocation " << at);
+    CHECK(support::in_child_process([at] {
+            support::refusal_rule = &stop_at_allocation;
+            std::atomic<bool> over{false};
+            std::thread other([&] {
+              allocations_until_stop = at;
+              { const CancellationSource first(CancellationToken(), 1h); }
+              allocations_until_stop = 0;
+              over = true;
+            });
+            while (!stopped && !over) ::usleep(500);
+            const int outcome = support::in_child_process([] {
+              ::alarm(20);
+              const CancellationSource own(CancellationToken(), 5ms);
+              return own.token().wait_for(15s) ? 0 : 10;
+            });
+            may_go_on = true;
+            other.join();
+            if (outcome != 0) return outcome;
+            // And forks of the two that have made it are well, too.
+            return support::in_child_process([] {
+              ::alarm(20);
+              const CancellationSource own(CancellationToken(), 5ms);
+              return own.token().wait_for(15s) ? 0 : 11;
+            });
+          }) == 0);
+  }
 }

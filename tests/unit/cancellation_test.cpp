@@ -767,6 +767,55 @@ TEST_CASE("can_be_cancelled() of an any_of is true while one of its parents' is"
   CHECK_FALSE(token.can_be_cancelled());
 }
 
+namespace {
+
+/// A token of `source`, whose own goes without cancelling.
+CancellationToken bereft(CancellationSource source) {
+  source.disarm();
+  return source.token();
+}
+
+}  // namespace
+
+TEST_CASE("can_be_cancelled() is exact however deep, wide and tangled the any_of above") {
+  for (const bool mortal : {false, true}) {
+    INFO((mortal ? "one source is left" : "no source is left"));
+    CancellationSource root;
+    const CancellationToken top = root.token();
+    root.disarm();
+    std::optional<CancellationSource> kept;
+    if (mortal) {
+      kept.emplace(std::move(root));
+    } else {
+      const CancellationSource goes = std::move(root);
+    }
+    const CancellationToken other = bereft(CancellationSource());
+    CancellationToken line = top;
+    CancellationToken before = top;
+    CancellationToken behind = top;
+    CancellationToken diamonds = top;
+    CancellationToken nets = top;
+    for (int level = 0; level < 300; ++level) {
+      line = bereft(CancellationSource::any_of({line}));
+      before = bereft(CancellationSource::any_of({before, other}));
+      behind = bereft(CancellationSource(bereft(CancellationSource::any_of({other, behind}))));
+      diamonds = bereft(CancellationSource::any_of({diamonds, diamonds}));
+      const CancellationToken knot = bereft(CancellationSource::any_of({other, nets}));
+      nets = bereft(CancellationSource::any_of({knot, nets, knot}));
+    }
+    for (const CancellationToken& token : {line, before, behind, diamonds, nets}) {
+      CHECK(token.can_be_cancelled() == mortal);
+      CHECK(token.can_be_cancelled() == mortal);
+      CHECK((token.fd() >= 0) == mortal);
+    }
+    std::vector<CancellationToken> many;
+    for (int i = 0; i < 5000; ++i) many.push_back(bereft(CancellationSource()));
+    many.push_back(top);
+    const CancellationToken wide = bereft(CancellationSource::any_of(many));
+    CHECK(wide.can_be_cancelled() == mortal);
+  }
+}
+
 TEST_CASE("A child of a token that can never be cancelled still has its own source") {
   auto parent = std::make_unique<CancellationSource>();
   const CancellationToken dead = parent->token();
@@ -1229,6 +1278,121 @@ TEST_CASE("In the child of a process without other threads a deadline from befor
   CHECK(outcome == 0);
 }
 #endif
+
+TEST_CASE(
+    "In a forked child a deadline made there comes also below an earlier one that is inherited") {
+  if (support::under_tsan) return;
+  for (const bool has_other_threads : {false, true}) {
+    INFO((has_other_threads ? "the parent has other threads" : "the parent has none"));
+    const int outcome = support::in_child_process([&] {
+      support::Gate over;
+      support::Threads threads;
+      if (has_other_threads) threads.start([&] { over.wait(); });
+      const CancellationSource inherited(CancellationToken(), 200ms);
+      const CancellationSource merged = CancellationSource::any_of({inherited.token()});
+      const CancellationToken parents[] = {inherited.token(), merged.token()};
+      const int result = support::in_child_process([&] {
+        ::alarm(40);
+        for (const CancellationToken& parent : parents) {
+          const CancellationSource own(parent, 400ms);
+          if (own.token().deadline() != inherited.token().deadline()) return 10;
+          if (!own.token().wait_for(30s) || Clock::now() < *own.token().deadline()) return 11;
+          if (own.token().cause().kind() != CauseKind::deadline_exceeded) return 12;
+        }
+        return 0;
+      });
+      over.open();
+      return result;
+    });
+    CHECK(outcome == 0);
+  }
+}
+
+TEST_CASE(
+    "A descriptor of a token's is a process's own: a fork's other side doesn't make it readable") {
+  if (support::under_tsan) return;
+  CancellationSource source;
+  const CancellationToken token = source.token();
+  const int fd = token.fd();
+  CHECK(support::in_child_process([&] {
+          source.cancel();
+          return support::is_readable(fd) && token.fd() == fd ? 0 : 10;
+        }) == 0);
+  CHECK_FALSE(support::is_readable(token.fd()));
+  CHECK(support::in_child_process([&] {
+          if (token.fd() != fd || ::fcntl(fd, F_GETFD) != FD_CLOEXEC) return 10;
+          source.cancel();
+          return support::is_readable(fd) ? 0 : 11;
+        }) == 0);
+  CHECK_FALSE(support::is_readable(fd));
+
+  int pipe[2] = {-1, -1};
+  REQUIRE(::pipe(pipe) == 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(40);
+    if (token.fd() != fd) ::_exit(10);
+    char letter = 0;
+    if (::read(pipe[0], &letter, 1) != 1) ::_exit(11);
+    if (support::is_readable(token.fd()) || token.is_cancelled()) ::_exit(12);
+    source.cancel();
+    ::_exit(support::is_readable(fd) ? 0 : 13);
+  }
+  source.cancel();
+  CHECK(support::is_readable(fd));
+  CHECK(::write(pipe[1], "x", 1) == 1);
+  CHECK(support::outcome_of(child) == 0);
+  ::close(pipe[0]);
+  ::close(pipe[1]);
+  // One that was cancelled before the fork stays readable after it.
+  CHECK(support::in_child_process([&] { return support::is_readable(token.fd()) ? 0 : 10; }) == 0);
+}
+
+TEST_CASE("A callback's result is nobody's business, whatever its type says") {
+  struct [[nodiscard]] Result {};
+  CancellationSource source;
+  int runs = 0;
+  const CancellationCallback callback(source.token(), [&runs] {
+    ++runs;
+    return Result{};
+  });
+  source.cancel();
+  CHECK(runs == 1);
+}
+
+TEST_CASE("A pending pthread_cancel() tears no cancel, no wait and no destructor") {
+  struct Ends {
+    static void* run(void* argument) {
+      auto* const done = static_cast<std::atomic<int>*>(argument);
+      CancellationSource source;
+      CancellationSource timed(source.token(), 1h);
+      const CancellationToken token = timed.token();
+      static_cast<void>(token.fd());
+      auto with_descriptor = std::make_unique<CancellationSource>();
+      static_cast<void>(with_descriptor->token().fd());
+      ::pthread_cancel(::pthread_self());
+      ++*done;
+      token.wait_for(1ms);
+      ++*done;
+      source.cancel();
+      ++*done;
+      with_descriptor.reset();
+      ++*done;
+      const CancellationSource by_signal;
+      ++*done;
+      ::pthread_testcancel();
+      ++*done;
+      return nullptr;
+    }
+  };
+  std::atomic<int> done{0};
+  pthread_t thread{};
+  REQUIRE(::pthread_create(&thread, nullptr, &Ends::run, &done) == 0);
+  void* result = nullptr;
+  REQUIRE(::pthread_join(thread, &result) == 0);
+  CHECK(result == PTHREAD_CANCELED);
+  CHECK(done == 5);
+}
 
 TEST_CASE("A forked child may cancel, wait on and destroy what it inherited") {
   if (support::under_tsan) return;

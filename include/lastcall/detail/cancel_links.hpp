@@ -226,7 +226,7 @@ inline Node* retire(Node* node, DeadJoins& dead) noexcept {
       if (last) {
         // The timer thread takes its handle under the lock that disarm() takes: look again after it.
         TimerLink& timer = static_cast<TimedNode*>(node)->timer;
-        if (timer.due != nullptr) TimerService::instance().disarm(&timer);
+        if (timer.service != nullptr) timer.service->disarm(&timer);
         disarmed = true;
         seen = node->handles.load(std::memory_order_acquire);
       } else if (node->handles.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,

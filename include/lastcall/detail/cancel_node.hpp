@@ -85,7 +85,7 @@ struct NodeTimer : TimerLink {
 
 struct TimedNode : Node {
   Clock::time_point deadline{};
-  NodeTimer timer;  // may never be armed: born cancelled, or never due; then `due` is null
+  NodeTimer timer;  // may never be armed: born cancelled, or never due; then `service` is null
 };
 
 struct JoinNode;
@@ -98,6 +98,8 @@ struct JoinLink : Link {
 
 struct JoinNode : Node {
   std::optional<Clock::time_point> deadline;  // the nearest of its parents'
+  const TimedNode* timed = nullptr;           // whose it is; null once one of them was not linked
+  mutable std::atomic<bool> barren{false};    // see can_be_cancelled()
   JoinLink* entered = nullptr;  // by which link a canceller came down; guarded by the node's lock
   std::size_t unsettled = 0;    // while dying: orphans still to be let go
   std::size_t count = 0;
@@ -268,10 +270,22 @@ inline std::optional<Clock::time_point> nearest_deadline(const Node* node) noexc
   }
 }
 
-/// Whether anything is left that could ever cancel the node: itself cancelled, a source or a deadline,
-/// of it or above it. `patience` bounds the walk through any_of diamonds; past it the answer is yes.
-// NOLINTNEXTLINE(misc-no-recursion): at most 64 deep
-inline bool can_be_cancelled(const Node* node, unsigned& patience, unsigned depth = 0) noexcept {
+/// The node whose deadline that is; null if it has none, or where it may be gone. Of a node that was not cancelled
+/// a moment ago: only then all of a JoinNode's parents are linked, and so are alive.
+inline const TimedNode* nearest_timed(const Node* node) noexcept {
+  for (;;) {
+    const std::uint32_t state = node->state.load(std::memory_order_relaxed);
+    if ((state & timed_flag) != 0) return static_cast<const TimedNode*>(node);
+    if ((state & joined_flag) != 0) return static_cast<const JoinNode*>(node)->timed;
+    if (node->where == 0) return nullptr;
+    node = owner_of(lane_of(node));
+  }
+}
+
+// Whether the node, or what is above it up to the first any_of, can be cancelled otherwise than by way of that
+// any_of's parents. If not, `join` is that any_of; null if there is none, or it is barren.
+inline bool can_be_cancelled_below_join(const Node* node, const JoinNode*& join) noexcept {
+  join = nullptr;
   for (;;) {
     // acquire: as in is_cancelled(), for who then asks for the cause.
     const std::uint32_t state = node->state.load(std::memory_order_acquire);
@@ -281,20 +295,69 @@ inline bool can_be_cancelled(const Node* node, unsigned& patience, unsigned dept
       return true;
     }
     if ((state & joined_flag) != 0) {
-      const auto* const join = static_cast<const JoinNode*>(node);
-      if (depth == 64) return true;
-      for (std::size_t i = 0; i < join->count; ++i) {
-        const JoinLink& link = join->links[i];
-        if (link.where == 0) continue;
-        if (patience == 0) return true;
-        --patience;
-        if (can_be_cancelled(owner_of(lane_of(&link)), patience, depth + 1)) return true;
-      }
+      const auto* const found = static_cast<const JoinNode*>(node);
+      // relaxed: nothing comes with it, and what is not seen is found out again.
+      if (!found->barren.load(std::memory_order_relaxed)) join = found;
       return false;
     }
     if (node->where == 0) return false;
     node = owner_of(lane_of(node));
   }
+}
+
+/// Whether anything is left that could ever cancel the node: itself cancelled, a source or a deadline,
+/// of it or above it.
+///
+/// Through any_of the way up is a graph, which is searched depth first, with bounded memory and no lock. What can
+/// never be cancelled stays so: an any_of of which that has been found out is marked as barren, and not entered
+/// again. When there is no room for the whole path its beginning is forgotten, and gone again later: by then at
+/// least one more is barren. The last parent of an any_of needs no way back, so a line of them takes no room.
+inline bool can_be_cancelled(const Node* node) noexcept {
+  struct Step {
+    const JoinNode* entered;
+    const JoinNode* join;  // where a line of last parents has led to from there
+    std::size_t next;
+  };
+  constexpr std::size_t room = 32;
+  const JoinNode* first = nullptr;
+  if (can_be_cancelled_below_join(node, first)) return true;
+  bool forgot = first != nullptr;
+  // relaxed: as above; this thread sees at least what it has stored.
+  while (forgot && !first->barren.load(std::memory_order_relaxed)) {
+    Step steps[room];
+    std::size_t at = 0;
+    std::size_t depth = 1;
+    steps[0] = Step{first, first, 0};
+    forgot = false;
+    while (depth > 0) {
+      Step& step = steps[at];
+      if (step.next == step.join->count) {
+        // Nothing below the root of this search that was entered is left: marked for who comes by another way.
+        step.entered->barren.store(true, std::memory_order_relaxed);
+        step.join->barren.store(true, std::memory_order_relaxed);
+        at = (at + room - 1) % room;
+        --depth;
+        continue;
+      }
+      const JoinNode* above = nullptr;
+      const JoinLink& link = step.join->links[step.next++];
+      if (can_be_cancelled_below_join(owner_of(lane_of(&link)), above)) return true;
+      if (above == nullptr) continue;
+      if (step.next == step.join->count) {
+        step.join = above;
+        step.next = 0;
+        continue;
+      }
+      at = (at + 1) % room;
+      steps[at] = Step{above, above, 0};
+      if (depth < room) {
+        ++depth;
+      } else {
+        forgot = true;
+      }
+    }
+  }
+  return false;
 }
 
 }  // namespace lastcall::detail

@@ -6,6 +6,7 @@
 #include <lastcall/detail/cancel_walk.hpp>
 
 #include <atomic>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -26,7 +27,14 @@ inline Node* node_of(TimerLink* timer) noexcept { return static_cast<NodeTimer*>
 inline void hold_timed(TimerLink* timer) noexcept { retain(node_of(timer)); }
 inline void due_timed(TimerLink* timer) noexcept {
   Node* const node = node_of(timer);
-  cancel_node(node, &deadline_record, node);
+  CancelWork work;
+  {
+    // A child that is forked meanwhile would find nodes locked by a thread that it hasn't got.
+    const TimerService::NoFork no_fork(*timer->service);
+    mark_and_wake(node, &deadline_record, work, node);
+  }
+  while (work.run_one()) {
+  }
   release(node);
 }
 
@@ -64,6 +72,15 @@ inline Node* make_child(Node* parent) {
   return make_cancelled_below(parent);
 }
 
+/// Whether the nearest deadline of a node comes by a timer: in a forked child it may be one that stayed with the
+/// parent. Throws as arm() does.
+inline bool deadline_comes(const Node* node) {
+  const TimedNode* const timed = nearest_timed(node);
+  // Without a timer it is cancelled by now, or never due.
+  if (timed == nullptr || timed->timer.service == nullptr) return true;
+  return timed->timer.service->still_comes(timed->timer);
+}
+
 /// A child that is cancelled at `deadline` at the latest. Throws std::system_error if the timer thread
 /// is needed and can't be started.
 inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::time_point now) {
@@ -71,7 +88,10 @@ inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::t
   const Clock::time_point nearest = above && *above < deadline ? *above : deadline;
   if (parent != nullptr && is_cancelled(parent)) return make_cancelled(parent->cause, nearest);
   if (deadline <= now) return make_cancelled(&deadline_record, nearest);
-  if (above && above.value_or(deadline) <= deadline) return make_child(parent);
+  if (above && *above <= deadline) {
+    if (deadline_comes(parent)) return make_child(parent);
+    deadline = *above;
+  }
   TimedNode* const node = make_timed(sourced_flag, deadline);
   if (deadline != Clock::time_point::max()) {
     node->timer.node = node;
@@ -99,12 +119,15 @@ inline Node* make_join(Node* const* parents, std::size_t count) {
   join->state.store(joined_flag | sourced_flag, std::memory_order_relaxed);
   for (std::size_t i = 0; i < count; ++i) {
     const auto theirs = nearest_deadline(parents[i]);
-    if (theirs && (!join->deadline || *theirs < *join->deadline)) join->deadline = theirs;
+    if (!theirs || (join->deadline && *theirs >= *join->deadline)) continue;
+    join->deadline = theirs;
+    join->timed = nearest_timed(parents[i]);
   }
   JoinNode* const node = join.release();
   for (std::size_t i = 0; i < count; ++i) {
     node->links[i].node = node;
     if (!attach(parents[i], &node->links[i], LinkKind::join)) {
+      node->timed = nullptr;
       cancel_node(node, parents[i]->cause);
       break;
     }
@@ -195,27 +218,35 @@ inline void disown_node(Node* node) noexcept {
 
 /// See CancellationToken::fd().
 inline int pollable_fd(Node* node) {
+  constexpr const char* doing = "making the descriptor of a cancellation token";
   const auto existing = [&]() noexcept {
-    const Extension* const extension = extension_of(node);
-    return extension != nullptr && extension->flag ? extension->flag->fd() : -1;
+    Extension* const extension = extension_of(node);
+    return extension != nullptr ? extension->flag.get() : nullptr;
   };
   std::uint32_t state = lock_bit(node->state);
-  int fd = existing();
+  if (PollableFlag* const flag = existing()) {
+    const bool inherited = !flag->is_own();
+    const int error = inherited ? flag->make_own() : 0;
+    const int fd = flag->fd();
+    // What it said before the fork it says again.
+    if (inherited && (state & cancelled_flag) != 0) flag->raise();
+    unlock_bit(node->state, state);
+    if (error != 0) throw_system_error(error, doing);
+    return fd;
+  }
   unlock_bit(node->state, state);
-  unsigned patience = 4096;
-  if (fd >= 0 || !can_be_cancelled(node, patience)) return fd;
-  Owned<PollableFlag> flag(new PollableFlag("making the descriptor of a cancellation token"));
+  if (!can_be_cancelled(node)) return -1;
+  Owned<PollableFlag> flag(new PollableFlag(doing));
   Owned<Extension> spare(new Extension);
   state = lock_bit(node->state);
-  fd = existing();
-  if (fd < 0) {
+  if (existing() == nullptr) {
     Extension* extension = extension_of(node);
     if (extension == nullptr) extension = set_extension(node, spare.release());
     extension->flag = std::move(flag);
-    fd = extension->flag->fd();
     // A canceller that has marked the node already may not see the flag.
     if ((state & cancelled_flag) != 0) extension->flag->raise();
   }
+  const int fd = existing()->fd();
   unlock_bit(node->state, state);
   return fd;
 }

@@ -288,20 +288,23 @@ class Marking {
     const std::uint32_t state = node->state.load(std::memory_order_relaxed);
     if ((state & timed_flag) != 0 && node != fired_) {
       TimerLink& timer = static_cast<TimedNode*>(node)->timer;
-      if (timer.due != nullptr) {
+      if (timer.service != nullptr) {
         if (deadline_ == Clock::time_point::max()) {
-          TimerService::instance().disarm(&timer);
+          timer.service->disarm(&timer);
         } else {
-          TimerService::instance().disarm_until(&timer, deadline_);
+          timer.service->disarm_until(&timer, deadline_);
         }
       }
     }
     const Extension* const extension = extension_of(node);
     const bool has_flag = extension != nullptr && extension->flag;
-    if (node == root) {
-      // The whole subtree is marked, so who waits here may be woken at once (I8). release: before that it is
-      // published, as by unlock_node().
+    // The whole subtree is marked, so the node may be published before it is unlocked. It has to be, where who
+    // finds the flag elsewhere may ask this word next: in a shard (I2), or by having been woken (I8). release:
+    // as by unlock_node().
+    if (node == root || (state & sharded_flag) != 0) {
       node->state.store(state | cancelled_flag, std::memory_order_release);
+    }
+    if (node == root) {
       if (has_flag || has_callbacks(node)) CancelWork::wake_node(node);
       if (has_callbacks(node)) work_.push(node, false);
     } else if (has_flag || has_callbacks(node)) {
@@ -350,18 +353,24 @@ class Marking {
   Clock::time_point deadline_ = Clock::time_point::max();
 };
 
-/// Cancels the node: marks the subtree, wakes, runs the callbacks. True for the one call that did it.
-/// The caller's handle may go in a callback: the node is not touched after it is marked.
-[[gnu::noinline]] inline bool cancel_node(Node* node, const CauseRecord* cause,
-                                          const Node* fired = nullptr) noexcept {
+/// Cancels the node, but for its callbacks, which are in `work` then. True for the one call that did it.
+[[gnu::always_inline]] inline bool mark_and_wake(Node* node, const CauseRecord* cause,
+                                                 CancelWork& work, const Node* fired) noexcept {
   // acquire: who is told "cancelled already" may ask for the cause (I2).
   if ((node->state.load(std::memory_order_acquire) & cancelled_flag) != 0) return false;
-  CancelWork work;
   {
     Marking marking(cause, work, fired);
     if (!marking.mark(node)) return false;
   }
   work.wake();
+  return true;
+}
+
+/// Cancels the node: marks the subtree, wakes, runs the callbacks. True for the one call that did it.
+/// The caller's handle may go in a callback: the node is not touched after it is marked.
+[[gnu::noinline]] inline bool cancel_node(Node* node, const CauseRecord* cause) noexcept {
+  CancelWork work;
+  if (!mark_and_wake(node, cause, work, nullptr)) return false;
   while (work.run_one()) {
   }
   return true;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
 
 #include <fcntl.h>
@@ -40,6 +41,7 @@ class UniqueFd {
   int release() noexcept { return std::exchange(fd_, -1); }
   void reset() noexcept {
     if (fd_ < 0) return;
+    const NoThreadCancellation whole;
     const int saved = errno;
     // Not retried on EINTR: Linux has closed it by then, and a second close could hit a stranger's.
     ::close(std::exchange(fd_, -1));
@@ -97,6 +99,9 @@ inline Pipe make_pipe(const char* doing) {
 
 /// A level that can be raised once, seen by poll(2): an eventfd, or a pipe where there is none.
 /// raise() is async-signal-safe.
+///
+/// A forked child shares the descriptor with its parent, but not what it says: before the child uses it, what is
+/// behind the same number has to become its own.
 class PollableFlag {
  public:
   /// Throws std::system_error (EMFILE, ENFILE).
@@ -111,14 +116,30 @@ class PollableFlag {
 #endif
   }
   int fd() const noexcept { return read_end_.get(); }
-  void raise() const noexcept {
+  /// Whether this process has made it, or made it its own.
+  bool is_own() const noexcept { return process_ == ::getpid(); }
+  /// In a forked child: puts a level of its own, which is down, behind the number. Does nothing if it
+  /// is_own(). Returns 0, or an errno (EMFILE, ENFILE), and then it is as before.
+  /// Async-signal-safe.
+  int make_own() noexcept {
+    if (is_own()) return 0;
+    const NoThreadCancellation whole;
+    const int saved = errno;
+    const int error = replace() ? 0 : errno;
+    errno = saved;
+    if (error == 0) process_ = ::getpid();
+    return error;
+  }
+  void raise() noexcept {
+    // Where that fails it may rather say too much in the parent than nothing here.
+    make_own();
     const int saved = errno;
     const int to = write_end_ ? write_end_.get() : read_end_.get();
     const unsigned long long one = 1;
     // EAGAIN means that the level is up already. No other error can come of an eventfd or a pipe that is
     // ours; but if a filter or a tracer makes one up, somebody would sleep for ever by it: so once more.
     int attempts = 4;
-    while (::write(to, &one, sizeof one) < 0 && (errno == EINTR || --attempts > 0)) {
+    while (bare_write(to, &one, sizeof one) < 0 && (errno == EINTR || --attempts > 0)) {
     }
     errno = saved;
   }
@@ -127,7 +148,7 @@ class PollableFlag {
     const int saved = errno;
     unsigned long long sink[8];
     for (int turn = 0; turn < 64; ++turn) {
-      const ssize_t got = ::read(read_end_.get(), sink, sizeof sink);
+      const ssize_t got = bare_read(read_end_.get(), sink, sizeof sink);
       if (got < 0 && errno == EINTR) continue;
       // An eventfd gives 8 bytes, whatever the room; and a pipe that doesn't fill the room is empty.
       if (got < static_cast<ssize_t>(sizeof sink)) break;
@@ -136,8 +157,26 @@ class PollableFlag {
   }
 
  private:
+  bool replace() const noexcept {
+#if LASTCALL_LINUX
+    const UniqueFd fresh(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    return fresh && ::dup3(fresh.get(), read_end_.get(), O_CLOEXEC) >= 0;
+#else
+    int ends[2] = {-1, -1};
+    if (::pipe(ends) != 0) return false;
+    const UniqueFd fresh_read(ends[0]);
+    const UniqueFd fresh_write(ends[1]);
+    // The flags that are not the descriptor's but the pipe's are set before it is seen.
+    return set_cloexec_nonblock(ends[0]) && set_cloexec_nonblock(ends[1]) &&
+           ::dup2(ends[0], read_end_.get()) >= 0 && ::dup2(ends[1], write_end_.get()) >= 0 &&
+           ::fcntl(read_end_.get(), F_SETFD, FD_CLOEXEC) != -1 &&
+           ::fcntl(write_end_.get(), F_SETFD, FD_CLOEXEC) != -1;
+#endif
+  }
+
   UniqueFd read_end_;
-  UniqueFd write_end_;  // empty for an eventfd
+  UniqueFd write_end_;          // empty for an eventfd
+  pid_t process_ = ::getpid();  // whose the level is
 };
 
 /// A mutex of the system.

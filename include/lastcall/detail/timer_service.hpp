@@ -18,6 +18,9 @@
 //     it may lie on stacks that are somebody else's now, or was being changed when the fork came. Links
 //     of an earlier generation are in no wheel.
 //
+//  6. The handlers of forks are in place before anybody knows the service: no child finds its locks taken by
+//     threads that it hasn't got.
+//
 // The service is made once and never destroyed: stragglers may use it until the process is gone.
 #pragma once
 
@@ -40,11 +43,26 @@ namespace lastcall::detail {
 
 class TimerService {
  public:
-  /// The process's own. Made on first use; std::bad_alloc if that fails.
+  /// The process's own, or a shared object's with hidden symbols. Made on first use; std::bad_alloc if that
+  /// fails.
   static TimerService& instance() {
-    static auto* const service = new TimerService;
-    return *service;
+    // acquire: it is whole. Pairs with the exchange in make().
+    TimerService* const service = made.load(std::memory_order_acquire);
+    return service != nullptr ? *service : make();
   }
+
+  /// On the timer thread: while it lives no child is forked. But for who would wait for a second: two services'
+  /// threads and a fork might wait for each other.
+  class NoFork {
+   public:
+    explicit NoFork(TimerService& service) noexcept : lock_(service.no_fork_) { lock_.lock(); }
+    NoFork(const NoFork&) = delete;
+    NoFork& operator=(const NoFork&) = delete;
+    ~NoFork() { lock_.unlock(); }
+
+   private:
+    SpinLock& lock_;
+  };
 
   TimerService(const TimerService&) = delete;
   TimerService& operator=(const TimerService&) = delete;
@@ -62,6 +80,7 @@ class TimerService {
       link->shard = static_cast<std::uint8_t>(at);
       link->armed = true;
       link->generation = generation_;
+      link->service = this;
       shard.wheel.insert(link,
                          nanoseconds(now) / tick_length);  // not ahead of the clock: it has passed
       if (link->tick < shard.earliest.load(std::memory_order_relaxed)) {
@@ -71,6 +90,13 @@ class TimerService {
       }
     }
     if (link_is_sooner(shard)) ring();
+  }
+
+  /// Whether `link`, which was armed here and is not due yet, will be due in this process. Sees to it that
+  /// there is a thread, as arm() does. False in a forked child that has forgotten it.
+  bool still_comes(const TimerLink& link) {
+    ensure_thread();
+    return link.generation == generation_;
   }
 
   /// Takes `link` out if it is in. True: it was in and due() will not be called.
@@ -119,7 +145,20 @@ class TimerService {
   }
 
   // With no memory for the handlers it has to do without: see is_running().
-  TimerService() : watches_forks_(::pthread_atfork(&before_fork, &in_parent, &in_child) == 0) {}
+  TimerService() noexcept
+      : watches_forks_(::pthread_atfork(&before_fork, &in_parent, &in_child) == 0) {}
+
+  // Not by a static local: its guard would stay locked in a child that was forked meanwhile. Of several that
+  // make one at the same time one wins; the handlers of the others stay, and so may be called more than once.
+  [[gnu::cold, gnu::noinline]] static TimerService& make() {
+    Owned<TimerService> candidate(new TimerService);
+    TimerService* winner = nullptr;
+    if (made.compare_exchange_strong(winner, candidate.get(), std::memory_order_acq_rel,
+                                     std::memory_order_acquire)) {
+      winner = candidate.release();
+    }
+    return *winner;
+  }
 
   static std::uint64_t nanoseconds(Clock::time_point point) noexcept {
     const auto since =
@@ -226,26 +265,51 @@ class TimerService {
     return next;
   }
 
-  static void before_fork() {
-    TimerService& self = instance();
-    self.start_.lock();
-    for (Shard& shard : self.shards_) shard.lock.lock();
-    self.forgets_ = self.at_work_.load(std::memory_order_acquire) ||
-                    !is_number_of_threads(self.running_.load(std::memory_order_relaxed) ? 2 : 1);
+  static void before_fork() noexcept {
+    TimerService* const self = made.load(std::memory_order_acquire);
+    if (self == nullptr) return;
+    if (self->is_forking_here()) {
+      ++self->fork_depth_;
+      return;
+    }
+    // Before the shards' locks, which its holder may need.
+    const bool no_other = self->no_fork_.lock_until(Clock::now() + std::chrono::seconds(1));
+    self->start_.lock();
+    self->has_no_fork_ = no_other;
+    for (Shard& shard : self->shards_) shard.lock.lock();
+    self->forgets_ = self->at_work_.load(std::memory_order_acquire) ||
+                     !is_number_of_threads(self->running_.load(std::memory_order_relaxed) ? 2 : 1);
+    self->fork_depth_ = 1;
+    self->forking_.store(this_thread_mark(), std::memory_order_relaxed);
   }
-  static void in_parent() {
-    TimerService& self = instance();
-    for (Shard& shard : self.shards_) shard.lock.unlock();
-    self.start_.unlock();
+  static void in_parent() noexcept {
+    TimerService* const self = made.load(std::memory_order_acquire);
+    // Made meanwhile by another thread, it isn't ours to unlock.
+    if (self != nullptr && self->is_forking_here()) self->end_fork();
   }
-  static void in_child() {
-    instance().become_child();
-    in_parent();
+  static void in_child() noexcept {
+    TimerService* const self = made.load(std::memory_order_acquire);
+    if (self == nullptr || !self->is_forking_here()) return;
+    if (self->fork_depth_ == 1) self->become_child();
+    self->end_fork();
+  }
+  // relaxed: this thread has written its own mark itself, or it is not there.
+  bool is_forking_here() const noexcept {
+    return forking_.load(std::memory_order_relaxed) == this_thread_mark();
+  }
+  void end_fork() noexcept {
+    if (--fork_depth_ > 0) return;
+    forking_.store(nullptr, std::memory_order_relaxed);
+    for (Shard& shard : shards_) shard.lock.unlock();
+    const bool no_other = has_no_fork_;
+    start_.unlock();
+    if (no_other) no_fork_.unlock();
   }
   void become_child() noexcept {
     running_.store(false, std::memory_order_relaxed);
     sleeping_until_.store(0, std::memory_order_relaxed);
     at_work_.store(false, std::memory_order_relaxed);
+    no_fork_.unlock();  // the timer thread may have it still
     if (!forgets_) return;
     ++generation_;
     for (Shard& shard : shards_) {
@@ -267,6 +331,9 @@ class TimerService {
 #endif
   }
 
+  // NOLINTNEXTLINE(readability-identifier-naming): private, if static
+  static inline constinit std::atomic<TimerService*> made{nullptr};
+
   Shard shards_[shard_count];
   alignas(128) std::atomic<std::uint64_t> sleeping_until_{0};
   Word doorbell_{0};
@@ -276,6 +343,10 @@ class TimerService {
   bool forgets_ = false;              // from before a fork to after it, under start_
   std::uint32_t generation_ = 0;      // changes in a forked child only, before it has other threads
   Mutex start_;
+  std::atomic<const void*> forking_{nullptr};  // the thread that has the locks for a fork()
+  int fork_depth_ = 0;                         // how many of its handlers have been called
+  bool has_no_fork_ = false;                   // it has that lock, too
+  SpinLock no_fork_;
   const bool watches_forks_;  // last: the handlers may be called once it is set
 };
 

@@ -13,6 +13,8 @@
 
 namespace lastcall::detail {
 
+class TimerService;
+
 struct TimerLink {
   TimerLink* prev = nullptr;
   TimerLink* next = nullptr;
@@ -22,6 +24,8 @@ struct TimerLink {
   std::uint8_t shard = 0;        // of the TimerService
   bool armed = false;            // guarded by the shard's lock
   std::uint32_t generation = 0;  // of the TimerService, when it was armed: its invariant 5
+  // Who has armed it; null: nobody. Not always the caller's own: shared objects with hidden symbols have one each.
+  TimerService* service = nullptr;
   // Under the shard's lock, as the link is taken out because it is due: keeps its owner alive.
   void (*hold)(TimerLink*) noexcept = nullptr;
   // Afterwards, on the timer thread, with no lock held; ends with letting the owner go.
