@@ -242,7 +242,8 @@ class CancellationSource {
     detail::Node* const node = get();
     if (node == nullptr) return false;
     const detail::CauseRecord* const record = detail::CauseAccess::peek(cause);
-    return detail::cancel_node(node, record == nullptr ? &detail::cancelled_record : record);
+    return detail::cancel_node(
+        node, record == nullptr ? detail::record_of(detail::CommonCause::cancelled) : record);
   }
 
   /// As its token's: one load.

@@ -8,6 +8,7 @@
 #include <lastcall/signal_info.hpp>
 
 #include <exception>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,14 +30,19 @@ class Cause {
 
   /// Somebody wanted it. Allocates only for a message of its own; may throw std::bad_alloc then.
   static Cause cancelled(std::string message = {}) {
-    if (message.empty()) return Cause(&detail::cancelled_record);
-    if (message == detail::requested_record.text) return Cause(&detail::requested_record);
-    if (message == detail::destroyed_record.text) return Cause(&detail::destroyed_record);
+    using detail::CommonCause;
+    if (message.empty()) return Cause(detail::record_of(CommonCause::cancelled));
+    for (const CommonCause common : {CommonCause::requested, CommonCause::destroyed}) {
+      const detail::CauseRecord* const record = detail::record_of(common);
+      if (message == detail::resolve(record).text) return Cause(record);
+    }
     return Cause(new detail::TextRecord(CauseKind::cancelled, std::move(message)));
   }
 
   /// Its time was up. Never allocates.
-  static Cause deadline_exceeded() noexcept { return Cause(&detail::deadline_record); }
+  static Cause deadline_exceeded() noexcept {
+    return Cause(detail::record_of(detail::CommonCause::deadline));
+  }
 
   /// A signal came. The sender's name is read from /proc now, while the sender may still be there.
   static Cause signal(SignalInfo info) {
@@ -55,25 +61,25 @@ class Cause {
   }
 
   /// `none` for an empty cause.
-  CauseKind kind() const noexcept { return record_ == nullptr ? CauseKind::none : record_->kind; }
+  CauseKind kind() const noexcept { return detail::resolve(record_).kind; }
   /// Whether there is one.
   explicit operator bool() const noexcept { return record_ != nullptr; }
 
   /// In words: "SIGTERM from pid 812 (kubelet)", an exception's what(), the message given. Lives as
   /// long as any copy of this cause, and is followed by a NUL.
-  std::string_view message() const& noexcept {
-    return record_ == nullptr ? std::string_view() : record_->message();
-  }
+  std::string_view message() const& noexcept { return detail::resolve(record_).message(); }
   std::string message() && { return std::string(static_cast<const Cause&>(*this).message()); }
 
   /// The signal, or null unless kind() is signal. Lives as long as any copy of this cause.
   const SignalInfo* signal() const noexcept {
-    return record_ != nullptr && record_->signal != nullptr ? &record_->signal->info : nullptr;
+    const detail::CauseRecord& record = detail::resolve(record_);
+    return record.signal != nullptr ? &record.signal->info : nullptr;
   }
 
   /// The exception, or null unless kind() is failure; null, too, if a task failed and there was no memory.
   std::exception_ptr exception() const noexcept {
-    return record_ != nullptr && record_->error != nullptr ? *record_->error : nullptr;
+    const detail::CauseRecord& record = detail::resolve(record_);
+    return record.error != nullptr ? *record.error : nullptr;
   }
 
  private:

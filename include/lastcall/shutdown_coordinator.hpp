@@ -248,7 +248,7 @@ class ShutdownCoordinator {
 
   // "coordinator destroyed", and no memory asked for: not even for a string of these words.
   static Cause destroyed() noexcept {
-    return detail::CauseAccess::share(&detail::destroyed_record);
+    return detail::CauseAccess::share(detail::record_of(detail::CommonCause::destroyed));
   }
 
   detail::EngineState& state() const noexcept { return engine_->state(); }

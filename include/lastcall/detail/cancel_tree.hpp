@@ -31,7 +31,7 @@ inline void due_timed(TimerLink* timer) noexcept {
   {
     // A child that is forked meanwhile would find nodes locked by a thread that it hasn't got.
     const TimerService::NoFork no_fork(*timer->service);
-    mark_and_wake(node, &deadline_record, work, node);
+    mark_and_wake(node, record_of(CommonCause::deadline), work, node);
   }
   while (work.run_one()) {
   }
@@ -87,7 +87,7 @@ inline Node* make_timed_child(Node* parent, Clock::time_point deadline, Clock::t
   const auto above = parent != nullptr ? nearest_deadline(parent) : std::nullopt;
   const Clock::time_point nearest = above && *above < deadline ? *above : deadline;
   if (parent != nullptr && is_cancelled(parent)) return make_cancelled(parent->cause, nearest);
-  if (deadline <= now) return make_cancelled(&deadline_record, nearest);
+  if (deadline <= now) return make_cancelled(record_of(CommonCause::deadline), nearest);
   if (above && *above <= deadline) {
     if (deadline_comes(parent)) return make_child(parent);
     deadline = *above;
@@ -195,7 +195,7 @@ inline void abandon_node(Node* node) noexcept {
   // With no other handle and nothing on it nobody could tell whether it was cancelled (I5).
   const bool unseen = alone && (state & (locked_bit | linked_flag | sharded_flag)) == 0;
   if (!unseen) {
-    if ((state & cancelled_flag) == 0) cancel_node(node, &cancelled_record);
+    if ((state & cancelled_flag) == 0) cancel_node(node, record_of(CommonCause::cancelled));
   } else if ((state & (timed_flag | joined_flag)) == 0 && node->where != 0) {
     // The short way of a child that is nothing but a node.
     Lane* const up = lane_of(node);

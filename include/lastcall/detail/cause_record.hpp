@@ -3,6 +3,7 @@
 
 #include <lastcall/detail/bounded_text.hpp>
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/signal_pin.hpp>
 #include <lastcall/detail/thread_cancellation.hpp>
 #include <lastcall/detail/throw.hpp>
 #include <lastcall/signal_info.hpp>
@@ -31,9 +32,6 @@ struct CauseAccess;
 struct SignalCauseRecord;
 
 struct CauseRecord {
-  // Constants are never counted, so that a million nodes that share one touch no common line.
-  static constexpr std::uint64_t immortal = ~std::uint64_t{0};
-
   constexpr CauseRecord(CauseKind of, std::uint64_t count, std::string_view words) noexcept
       : refs(count), text(words), kind(of) {}
 
@@ -54,21 +52,57 @@ void destroy_record(const CauseRecord* record) noexcept {
   delete static_cast<const Record*>(record);
 }
 
-inline constinit CauseRecord cancelled_record{CauseKind::cancelled, CauseRecord::immortal,
-                                              "cancelled"};
-inline constinit CauseRecord requested_record{CauseKind::cancelled, CauseRecord::immortal,
-                                              "requested"};
-inline constinit CauseRecord destroyed_record{CauseKind::cancelled, CauseRecord::immortal,
-                                              "coordinator destroyed"};
-inline constinit CauseRecord deadline_record{CauseKind::deadline_exceeded, CauseRecord::immortal,
-                                             "deadline exceeded"};
-inline constinit CauseRecord untold_failure_record{
-    CauseKind::failure, CauseRecord::immortal, "a task failed, and there was no memory to say how"};
+// The causes that everybody uses. Their records are known by a small number instead of an address: so they are never
+// counted, and a million nodes that share one touch no common line; and a shared object that has cancelled may be
+// unloaded, since no node has a pointer into it.
+enum class CommonCause : std::uintptr_t {
+  none,
+  cancelled,
+  requested,
+  destroyed,
+  deadline,
+  untold_failure
+};
+inline constexpr std::uintptr_t common_causes = 6;
+
+inline const CauseRecord* record_of(CommonCause cause) noexcept {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): it is never followed, see resolve()
+  return reinterpret_cast<const CauseRecord*>(static_cast<std::uintptr_t>(cause));
+}
+inline bool is_common(const CauseRecord* record) noexcept {
+  return reinterpret_cast<std::uintptr_t>(record) < common_causes;
+}
+
+inline constinit CauseRecord common_records[common_causes] = {
+    {CauseKind::none, 1, {}},
+    {CauseKind::cancelled, 1, "cancelled"},
+    {CauseKind::cancelled, 1, "requested"},
+    {CauseKind::cancelled, 1, "coordinator destroyed"},
+    {CauseKind::deadline_exceeded, 1, "deadline exceeded"},
+    {CauseKind::failure, 1, "a task failed, and there was no memory to say how"}};
+
+/// The record to look at: of a null pointer one of kind none.
+inline const CauseRecord& resolve(const CauseRecord* record) noexcept {
+  return is_common(record) ? common_records[reinterpret_cast<std::uintptr_t>(record)] : *record;
+}
+
+// A record of another kind is destroyed by the code of the object that made it, which so has to stay loaded.
+template <class Record>
+void destroy_by(CauseRecord& record) noexcept {
+  static constinit std::atomic<bool> stays{false};
+  record.destroy = &destroy_record<Record>;
+  // relaxed: once more does no harm.
+  if (stays.load(std::memory_order_relaxed)) return;
+  const int saved = errno;
+  pin_module_of(reinterpret_cast<const void*>(&destroy_record<Record>));
+  errno = saved;
+  stays.store(true, std::memory_order_relaxed);
+}
 
 struct TextRecord : CauseRecord {
   TextRecord(CauseKind of, std::string words) : CauseRecord(of, 1, {}), owned(std::move(words)) {
     text = owned;
-    destroy = &destroy_record<TextRecord>;
+    destroy_by<TextRecord>(*this);
   }
   std::string owned;
 };
@@ -77,7 +111,7 @@ struct FailureRecord : TextRecord {
   FailureRecord(std::exception_ptr thrown, std::string words)
       : TextRecord(CauseKind::failure, std::move(words)), thrown_error(std::move(thrown)) {
     error = &thrown_error;
-    destroy = &destroy_record<FailureRecord>;
+    destroy_by<FailureRecord>(*this);
   }
   std::exception_ptr thrown_error;
 };
@@ -87,7 +121,7 @@ struct FailureRecord : TextRecord {
 struct SignalCauseRecord : CauseRecord {
   SignalCauseRecord() noexcept : CauseRecord(CauseKind::signal, 1, {}) {
     signal = this;
-    destroy = &destroy_record<SignalCauseRecord>;
+    destroy_by<SignalCauseRecord>(*this);
   }
 
   /// Makes the words if nobody has. Async-signal-safe.
@@ -161,17 +195,13 @@ inline std::string_view CauseRecord::message() const noexcept {
 }
 
 inline void retain(const CauseRecord* record, std::uint64_t times = 1) noexcept {
-  if (record == nullptr || record->refs.load(std::memory_order_relaxed) == CauseRecord::immortal) {
-    return;
-  }
+  if (is_common(record)) return;
   // relaxed: whoever retains holds a reference already.
   record->refs.fetch_add(times, std::memory_order_relaxed);
 }
 
 inline void release(const CauseRecord* record, std::uint64_t times = 1) noexcept {
-  if (record == nullptr || record->refs.load(std::memory_order_relaxed) == CauseRecord::immortal) {
-    return;
-  }
+  if (is_common(record)) return;
   // acq_rel: the last one out sees all that the others did with the record.
   if (record->refs.fetch_sub(times, std::memory_order_acq_rel) != times) return;
   record->destroy(record);

@@ -364,7 +364,8 @@ struct EngineState final : StageHost {
 
   /// True for the first. Neither allocates nor throws; safe on the signal thread.
   bool request(const Cause& why) noexcept {
-    const CauseRecord* const record = why ? CauseAccess::peek(why) : &cancelled_record;
+    const CauseRecord* const record =
+        why ? CauseAccess::peek(why) : record_of(CommonCause::cancelled);
     const CauseRecord* nobody = nullptr;
     retain(record);
     if (!cause_record.compare_exchange_strong(nobody, record, std::memory_order_acq_rel)) {

@@ -59,7 +59,7 @@ inline Cause cause_of(const Failure& failure) noexcept {
                           "task '" + failure.task + "': " + describe_exception(failure.error));
   }
   LASTCALL_CATCH(...) {}
-  return CauseAccess::share(&untold_failure_record);
+  return CauseAccess::share(record_of(CommonCause::untold_failure));
 }
 
 /// For what can neither be done nor reported: says so on stderr and terminates. Allocates nothing.
