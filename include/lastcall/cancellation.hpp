@@ -100,7 +100,7 @@ class CancellationToken {
   bool is_cancelled() const noexcept { return node_ != nullptr && detail::is_cancelled(node_); }
 
   /// False when nothing is left that could ever cancel it: no source or deadline of its own or above.
-  /// A cancelled one says true. Cost: a walk to the root.
+  /// A cancelled one says true. Cost: a walk to the root, through any_of to all of them.
   bool can_be_cancelled() const noexcept {
     return node_ != nullptr && detail::can_be_cancelled(node_);
   }
@@ -142,7 +142,8 @@ class CancellationToken {
 
   /// A descriptor that polls readable (POLLIN) once cancelled and for ever after, for poll, epoll and
   /// event loops. Made on first use, close-on-exec, the same at each call; the tree owns it: never read
-  /// or close it. It lives as long as the node: keep a token. -1 if it can never be cancelled. Throws
+  /// or close it. It lives as long as the node: keep a token. A forked child has to ask again: until it does,
+  /// what is behind the number is its parent's. -1 if it can never be cancelled. Throws
   /// std::system_error (EMFILE, ENFILE) or std::bad_alloc, and then nothing has changed.
   int fd() const { return node_ == nullptr ? -1 : detail::pollable_fd(node_); }
 

@@ -595,3 +595,29 @@ TEST_CASE("A child that is forked while another thread makes the first deadline 
           }) == 0);
   }
 }
+
+TEST_CASE("A child that is forked while a deadline cancels a large tree finds none of it locked") {
+  if (support::under_sanitizer) return;
+  // Without other threads than the library's, so that the child may do what it likes.
+  const int outcome = support::in_child_process([] {
+    for (int turn = 0; turn < 5; ++turn) {
+      CancellationSource root(CancellationToken(), 500ms);
+      std::vector<CancellationSource> children;
+      for (int i = 0; i < 200'000; ++i) children.emplace_back(root.token());
+      const auto begin = Clock::now();
+      while (!children.front().is_cancelled() && !children.back().is_cancelled()) {
+        if (Clock::now() - begin > 30s) return 10;
+      }
+      const int forked = support::in_child_process([&] {
+        ::alarm(20);
+        if (!root.token().wait_for(1ms) || root.cancel()) return 11;
+        const CancellationSource child(root.token());
+        return child.is_cancelled() && children[100'000].is_cancelled() ? 0 : 12;
+      });
+      if (forked != 0) return forked;
+      root.token().wait();
+    }
+    return 0;
+  });
+  CHECK(outcome == 0);
+}
