@@ -37,8 +37,11 @@ bool sleep_for(std::chrono::duration<Rep, Period> duration, const CancellationTo
 ///
 /// `lock` is locked before, while the predicate runs, and after. Whoever cancels may hold its mutex: the
 /// wake-up is not lost, and cancelling doesn't wait for the mutex. Other waiters of `condition` may see a
-/// spurious wake-up then. Throws std::logic_error if `lock` is not locked, std::bad_alloc, and what the
-/// predicate throws. Costs an allocation if it has to block.
+/// spurious wake-up then. Throws std::logic_error if `lock` is not locked, and what the predicate throws.
+///
+/// Costs no allocation. The first wait of a process (and the first in a forked child) that has to block starts
+/// a thread, one for all, which wakes those whose token is cancelled and sleeps otherwise; std::system_error
+/// (EAGAIN) if that can't be had.
 template <class Predicate>
 bool wait(std::condition_variable& condition, std::unique_lock<std::mutex>& lock,
           const CancellationToken& token, Predicate predicate) {
@@ -49,12 +52,11 @@ bool wait(std::condition_variable& condition, std::unique_lock<std::mutex>& lock
     condition.wait(lock, std::move(predicate));
     return true;
   }
-  detail::ConditionWaiter waiter(condition, *lock.mutex());
-  const auto cancel = [&waiter]() noexcept { waiter.cancel(); };
-  const CancellationCallback<decltype(cancel)> callback(token, cancel);
-  while (waiter.block(lock)) {
-    if (token.is_cancelled()) break;
-    if (predicate()) return true;
+  {
+    detail::ConditionWaiter waiter(detail::TreeAccess::peek(token), condition, *lock.mutex());
+    while (waiter.block(lock) && !token.is_cancelled()) {
+      if (predicate()) return true;
+    }
   }
   return static_cast<bool>(predicate());
 }
@@ -117,8 +119,7 @@ inline int accept_unless_cancelled(int listener, const CancellationToken& token)
   const int flags = ::fcntl(listener, F_GETFL);
   if (flags == -1) return -1;
   if ((flags & O_NONBLOCK) != 0 || !token.can_be_cancelled()) return accept_now(listener);
-  Interruptible interruptible;
-  return interruptible.run(token, [listener]() noexcept { return accept_now(listener); });
+  return Interruptible().run(token, [listener]() noexcept { return accept_now(listener); });
 }
 
 enum class AcceptError { retry, wait, fatal };
@@ -174,7 +175,9 @@ inline Ready poll(int fd, short events, const CancellationToken& token,
 /// EINVAL (not listening); or std::bad_alloc.
 ///
 /// On a blocking listener a real-time signal is used to get out of accept(2), which interrupts nothing
-/// else: see detail/interruptible.hpp. With O_NONBLOCK set it isn't needed, and accepting is cheaper.
+/// else: see detail/interruptible.hpp. The first time it starts the thread that wait() starts:
+/// std::system_error (EAGAIN) if that can't be had. With O_NONBLOCK set neither is needed, and accepting is
+/// cheaper.
 inline std::optional<int> accept(int listener, const CancellationToken& token) {
   const auto doing = [listener] { return "accept: on descriptor " + std::to_string(listener); };
   if (token.is_cancelled()) return std::nullopt;

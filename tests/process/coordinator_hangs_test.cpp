@@ -1,6 +1,7 @@
 // What hangs is written down, abandoned and named, and costs its own stage's budget and nobody else's:
 // hooks, callbacks, observers, tasks, reloads. (That the process is gone in time whatever hangs is the
 // promise table's; here is what it does until then.)
+#include <lastcall/blocking.hpp>
 #include <lastcall/shutdown_coordinator.hpp>
 
 #include "support/catch.hpp"
@@ -10,7 +11,9 @@
 #include "support/threads.hpp"
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #if LASTCALL_LINUX
@@ -19,9 +22,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -416,6 +421,47 @@ TEST_CASE("who asks for snapshots without end does not hold the drain up") {
         expect_line(report, "signal ok snapshot");
         expect_line(report, "stage ok service");
       });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("a callback that doesn't return holds up nobody who blocks in wait() or accept()") {
+  const Ended ended = in_a_process([] {
+    const lastcall::detail::UniqueFd listener(::socket(AF_INET, SOCK_STREAM, 0));
+    sockaddr_in here{};
+    here.sin_family = AF_INET;
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    expect(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&here), sizeof here) == 0 &&
+               ::listen(listener.get(), 1) == 0,
+           "a listener");
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::atomic<pid_t> consumer{0};
+    std::atomic<pid_t> loop{0};
+    std::atomic<int> out{0};
+    ShutdownCoordinator coordinator(quiet(100s));
+    coordinator.spawn("consumer", [&](const CancellationToken& token) {
+      consumer = support::thread_id();
+      std::unique_lock<std::mutex> lock(mutex);
+      lastcall::wait(changed, lock, token, [] { return false; });
+      ++out;
+    });
+    coordinator.spawn("loop", [&](const CancellationToken& token) {
+      loop = support::thread_id();
+      // As accept() does when a connection is there that somebody else takes.
+      lastcall::detail::accept_unless_cancelled(listener.get(), token);
+      ++out;
+    });
+    support::let_it_block(consumer);
+    support::let_it_block(loop);
+    bool in_time = false;
+    // Made last, and called before whatever was made first.
+    const auto wait = [&] { in_time = support::eventually([&] { return out == 2; }, 20s); };
+    const lastcall::CancellationCallback callback(coordinator.token(), wait);
+    coordinator.request_shutdown();
+    expect(coordinator.drain().outcome == Outcome::clean, "a clean end");
+    expect(in_time, "both were out before the callback returned");
+  });
   INFO(ended.err);
   CHECK(ended.how == "exit 0");
 }

@@ -41,7 +41,7 @@ extern "C" int __lsan_do_recoverable_leak_check();
 
 namespace starvation {
 
-/// The names of the threads, but for the timer thread, which stays once it was needed.
+/// The names of the threads, but for the two that stay once they were needed.
 inline std::string thread_names() {
   std::vector<std::string> names;
   if (DIR* const tasks = ::opendir("/proc/self/task")) {
@@ -54,7 +54,9 @@ inline std::string thread_names() {
         static_cast<void>(std::fgets(name, sizeof name, file) == nullptr);
         std::fclose(file);
       }
-      if (name[0] != '\0' && std::string(name) != "lastcall-timer\n") names.emplace_back(name);
+      const std::string whole = name;
+      const bool stays = whole == "lastcall-timer\n" || whole == "lastcall-nudge\n";
+      if (!whole.empty() && !stays) names.push_back(whole);
     }
     ::closedir(tasks);
   }

@@ -5,6 +5,7 @@
 #include "support/threads.hpp"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -22,8 +23,10 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -385,6 +388,98 @@ TEST_CASE(
 }
 #endif
 
+TEST_CASE("wait: a waiter wakes without waiting for any callback, also for one made after it") {
+  CancellationSource source;
+  Waiting waiting;
+  bool woke_first = false;
+  support::Threads threads;
+  threads.start([&] { waiting.run(source.token()); });
+  waiting.settle();
+  const auto wait_for_it = [&] {
+    woke_first = support::eventually([&] { return waiting.is_over(); }, 20s);
+  };
+  const lastcall::CancellationCallback callback(source.token(), wait_for_it);
+  CHECK(source.cancel());
+  CHECK(woke_first);
+  threads.join();
+  CHECK(waiting.result == 0);
+}
+
+TEST_CASE("wait: beside waiters of every kind each callback of the token runs once") {
+  // In whatever order they came, and whatever hangs below.
+  constexpr int count = 6;
+  CancellationSource source;
+  std::vector<std::unique_ptr<Waiting>> waits;
+  std::vector<std::unique_ptr<CancellationSource>> children;
+  std::atomic<int> runs{0};
+  std::atomic<int> token_waits{0};
+  const auto run = [&] { ++runs; };
+  std::deque<lastcall::CancellationCallback<std::function<void()>>> callbacks;
+  support::Threads threads;
+  for (int i = 0; i < count; ++i) {
+    for (int kind = 0; kind < 4; ++kind) {
+      switch ((i + kind * (i % 2 == 0 ? 1 : 3)) % 4) {
+        case 0: callbacks.emplace_back(source.token(), run); break;
+        case 1: children.push_back(std::make_unique<CancellationSource>(source.token())); break;
+        case 2: {
+          Waiting& waiting = *waits.emplace_back(std::make_unique<Waiting>());
+          threads.start([&] { waiting.run(source.token()); });
+          waiting.settle();
+          break;
+        }
+        default: {
+          std::atomic<pid_t> sleeper{0};
+          threads.start([&] {
+            const CancellationToken token = source.token();
+            sleeper = support::thread_id();
+            token.wait();
+            ++token_waits;
+          });
+          support::let_it_block(sleeper);
+          break;
+        }
+      }
+    }
+  }
+  CHECK(source.cancel());
+  threads.join();
+  CHECK(runs == count);
+  CHECK(token_waits == count);
+  for (const auto& waiting : waits) CHECK(waiting->result == 0);
+  for (const auto& child : children) CHECK(child->is_cancelled());
+}
+
+#if defined(__GLIBCXX__)
+TEST_CASE("wait: no wake-up is lost while a deadline's callback waits for the waiter") {
+  // The deadline comes between the decision to block and the block, and the callback keeps the timer
+  // thread until the waiter is out.
+  const CancellationSource source(CancellationToken(), 20ms);
+  Waiting waiting;
+  Brink here;
+  std::atomic<bool> called{false};
+  std::atomic<bool> is_out{false};
+  const auto join = [&] {
+    called = true;
+    here.reached.wait();
+    std::this_thread::sleep_for(20ms);
+    here.leap.open();
+    is_out = support::eventually([&] { return waiting.is_over(); }, 20s);
+    if (!is_out) waiting.changed.notify_all();
+  };
+  const lastcall::CancellationCallback callback(source.token(), join);
+  support::Threads threads;
+  brink_of_wait = &here;
+  threads.start([&] { waiting.run(source.token()); });
+  CHECK(support::eventually([&] { return called.load(); }));
+  // On a slow machine it was cancelled before it came to block.
+  CHECK(support::eventually([&] { return here.reached.is_open() || waiting.is_over(); }));
+  here.reached.open();
+  threads.join();
+  brink_of_wait = nullptr;
+  CHECK(support::eventually([&] { return is_out.load(); }));
+}
+#endif
+
 TEST_CASE("wait: no wake-up is lost, however a cancel meets the start of the wait") {
   // The dangerous moment lasts some nanoseconds: the waiter has decided to block, and does not block yet.
   // So the canceller aims: it comes a little later if the waiter had not even asked for the first time,
@@ -448,8 +543,30 @@ bool no_more_threads() {
   return ::getuid() != 0 || ::setuid(65534) == 0;
 }
 
-TEST_CASE("wait: with no thread to be had for the timers, a held mutex is no problem either") {
+TEST_CASE(
+    "wait: with no thread to be had it throws, with the lock held, and nobody is left behind") {
   // TSan starts a thread of its own after a fork.
+  if (support::under_tsan) return;
+  CHECK(support::in_child_process([] {
+          CancellationSource source;
+          std::mutex mutex;
+          std::condition_variable changed;
+          std::unique_lock<std::mutex> lock(mutex);
+          if (!no_more_threads()) return 2;
+          for (int i = 0; i < 2; ++i) {
+            const int error = error_of(
+                [&] { lastcall::wait(changed, lock, source.token(), [] { return false; }); },
+                "starting the thread that wakes blocked calls");
+            if (error != EAGAIN) return 3;
+          }
+          if (!lock.owns_lock()) return 4;
+          // What doesn't have to block needs none.
+          if (!lastcall::wait(changed, lock, source.token(), [] { return true; })) return 5;
+          return source.cancel() ? 0 : 6;
+        }) == 0);
+}
+
+TEST_CASE("wait: where one has waited before, there is a thread for it") {
   if (support::under_tsan) return;
   CHECK(support::in_child_process([] {
           CancellationSource source;
@@ -464,31 +581,88 @@ TEST_CASE("wait: with no thread to be had for the timers, a held mutex is no pro
           thread.join();
           return waiting.result == 0 ? 0 : 1;
         }) == 0);
-#if defined(__GLIBCXX__)
-  // Then the canceller goes on notifying for a while, until the waiter has blocked indeed.
-  CHECK(support::in_child_process([] {
-          CancellationSource source;
-          Waiting waiting;
-          Brink here;
-          brink_of_wait = &here;
-          std::thread thread([&] { waiting.run(source.token()); });
-          std::thread friendly([&] {
-            support::eventually([&] { return source.is_cancelled(); });
-            std::this_thread::sleep_for(20ms);
-            here.leap.open();
-          });
-          if (!here.reached.wait() || !no_more_threads()) return 2;
-          source.cancel();
-          if (!support::eventually([&] { return waiting.is_over(); }, 20s)) ::_exit(3);
-          thread.join();
-          friendly.join();
-          return waiting.result == 0 ? 0 : 1;
-        }) == 0);
-#endif
+}
+
+TEST_CASE("wait: in a forked child cancels are heard, whatever the parent's threads were at") {
+  CancellationSource source;
+  Waiting waiting;
+  support::Threads threads;
+  threads.start([&] { waiting.run(source.token()); });
+  waiting.settle();
+  for (const bool cancelled_before : {false, true}) {
+    std::unique_lock<std::mutex> lock(waiting.mutex, std::defer_lock);
+    if (cancelled_before) {
+      // Somebody is being nudged while it is forked.
+      lock.lock();
+      source.cancel();
+    }
+    CHECK(support::in_child_process([] {
+            CancellationSource own;
+            Waiting mine;
+            std::thread thread([&] { mine.run(own.token()); });
+            mine.settle();
+            own.cancel();
+            thread.join();
+            return mine.result == 0 ? 0 : 1;
+          }) == 0);
+  }
+  threads.join();
+  CHECK(waiting.result == 0);
+}
+
+TEST_CASE("wait: a predicate may fork, and both processes wait on") {
+  CancellationSource source;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::unique_lock<std::mutex> lock(mutex);
+  pid_t child = -1;
+  int asked = 0;
+  std::thread canceller;
+  const bool value = lastcall::wait(changed, lock, source.token(), [&] {
+    if (++asked == 1) {
+      // Blocks, and is woken for nothing.
+      std::thread([&] {
+        const std::lock_guard<std::mutex> quick(mutex);
+        changed.notify_all();
+      }).detach();
+    } else if (asked == 2) {
+      child = ::fork();
+      canceller = std::thread([&] {
+        std::this_thread::sleep_for(20ms);
+        source.cancel();
+      });
+    }
+    return false;
+  });
+  canceller.join();
+  if (child == 0) ::_exit(value ? 1 : 0);
+  CHECK_FALSE(value);
+  CHECK(support::outcome_of(child) == 0);
 }
 
 #if defined(__linux__)
-TEST_CASE("wait: a thread that waits is not woken before there is a reason") {
+// The thread of this process that has this name; 0: there is none.
+pid_t thread_named(const std::string& name) {
+  pid_t found = 0;
+  DIR* const tasks = ::opendir("/proc/self/task");
+  if (tasks == nullptr) return 0;
+  while (const dirent* const entry = ::readdir(tasks)) {
+    const std::string path = std::string("/proc/self/task/") + entry->d_name + "/comm";
+    char line[32] = {};
+    if (std::FILE* file = std::fopen(path.c_str(), "re")) {
+      if (std::fgets(line, sizeof line, file) != nullptr && line == name + "\n") {
+        found = static_cast<pid_t>(std::atoi(entry->d_name));
+      }
+      std::fclose(file);
+    }
+  }
+  ::closedir(tasks);
+  return found;
+}
+
+TEST_CASE(
+    "wait: neither who waits nor the thread that would wake him is woken before there is a "
+    "reason") {
   const auto switches = [](pid_t thread) {
     char path[64];
     std::snprintf(path, sizeof path, "/proc/self/task/%d/status", static_cast<int>(thread));
@@ -507,10 +681,15 @@ TEST_CASE("wait: a thread that waits is not woken before there is a reason") {
   support::Threads threads;
   threads.start([&] { waiting.run(source.token()); });
   waiting.settle();
+  const std::atomic<pid_t> nudger{thread_named("lastcall-nudge")};
+  CHECK(nudger != 0);
+  support::let_it_block(nudger);
   const long before = switches(waiting.thread);
+  const long nudger_before = switches(nudger);
   CHECK(before > 0);
   std::this_thread::sleep_for(200ms);
   CHECK(switches(waiting.thread) == before);
+  if (!support::under_tsan) CHECK(switches(nudger) == nudger_before);
   source.cancel();
   threads.join();
   CHECK(waiting.result == 0);
@@ -924,6 +1103,81 @@ TEST_CASE("accept: a cancel that comes just before it would block is not lost") 
   CHECK(loop.accepted == 0);
 }
 
+TEST_CASE("accept: a cancel ends it without waiting for any callback") {
+  // The loop is in accept(2), and the callback was made after it went there.
+  CancellationSource source;
+  Listener listener;
+  AcceptLoop loop;
+  taken_by_stranger = 0;
+  stranger_is_quicker = true;
+  support::Threads threads;
+  threads.start([&] { loop.run(listener.fd(), source.token()); });
+  listener.connect();
+  REQUIRE(support::eventually([&] { return taken_by_stranger == 1; }));
+  support::let_it_block(loop.thread);
+  stranger_is_quicker = false;
+  bool ended_first = false;
+  const auto wait_for_it = [&] {
+    ended_first = support::eventually([&] { return loop.over.load(); }, 20s);
+  };
+  const lastcall::CancellationCallback callback(source.token(), wait_for_it);
+  CHECK(source.cancel());
+  CHECK(ended_first);
+  threads.join();
+  CHECK(loop.accepted == 0);
+}
+
+TEST_CASE("accept: nor is a cancel lost while a deadline's callback waits for the loop") {
+  const CancellationSource source(CancellationToken(), 200ms);
+  Listener listener;
+  AcceptLoop loop;
+  Brink here;
+  std::atomic<bool> is_out{false};
+  const auto join = [&] {
+    here.reached.wait();
+    stranger_is_quicker = false;
+    std::this_thread::sleep_for(20ms);
+    here.leap.open();
+    is_out = support::eventually([&] { return loop.over.load(); }, 20s);
+    if (!is_out) listener.connect();
+  };
+  const lastcall::CancellationCallback callback(source.token(), join);
+  stranger_is_quicker = true;
+  brink_of_accept = &here;
+  support::Threads threads;
+  const UniqueFd client = listener.connect();
+  threads.start([&] { loop.run(listener.fd(), source.token()); });
+  CHECK(support::eventually([&] { return here.reached.is_open() || loop.over; }));
+  here.reached.open();  // on a slow machine it was cancelled before it came there
+  threads.join();
+  brink_of_accept = nullptr;
+  stranger_is_quicker = false;
+  CHECK(support::eventually([&] { return is_out.load(); }));
+}
+
+TEST_CASE(
+    "accept: with no thread to be had it throws on a blocking listener, and no connection is "
+    "lost") {
+  if (support::under_tsan) return;
+  for (const bool blocking : {true, false}) {
+    Listener listener(blocking);
+    const UniqueFd client = listener.connect();
+    CHECK(support::in_child_process([&] {
+            CancellationSource source;
+            if (!no_more_threads()) return 2;
+            if (blocking) {
+              const int error = error_of([&] { lastcall::accept(listener.fd(), source.token()); },
+                                         "starting the thread that wakes blocked calls");
+              if (error != EAGAIN || any_signal_pending()) return 3;
+            } else {
+              const UniqueFd server(lastcall::accept(listener.fd(), source.token()).value_or(-1));
+              return server ? 0 : 4;
+            }
+            return source.cancel() && support::is_readable(listener.fd()) ? 0 : 5;
+          }) == 0);
+  }
+}
+
 TEST_CASE("accept: a connection that comes to one who was robbed before is taken") {
   CancellationSource source;
   Listener listener;
@@ -945,12 +1199,11 @@ TEST_CASE("accept: a connection that comes to one who was robbed before is taken
 
 TEST_CASE("accept: a signal that comes too late is taken away again") {
   CancellationSource source;
-  lastcall::detail::Interruptible interruptible;
   const int number = lastcall::detail::interrupt_signal();
   REQUIRE(number > 0);
   const lastcall::detail::BlockAllSignals quiet;
   // As if it had come between the end of the call and the blocking of the signal.
-  const int result = interruptible.run(source.token(), [number]() noexcept {
+  const int result = lastcall::detail::Interruptible{}.run(source.token(), [number]() noexcept {
     sigset_t only;
     ::sigemptyset(&only);
     ::sigaddset(&only, number);

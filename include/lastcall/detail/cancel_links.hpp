@@ -43,6 +43,21 @@ inline std::uint32_t erase_link(Lane* lane, Link* link, std::uint32_t state) noe
   return state;
 }
 
+/// Puts a link behind all others of its lane.
+inline void move_to_end(Lane* lane, Link* link) noexcept {
+  Link* const head = lane->head;
+  if (head == link) {
+    lane->head = link->next;
+    return;
+  }
+  link->prev->next = link->next;
+  link->next->prev = link->prev;
+  link->prev = head->prev;
+  link->next = head;
+  head->prev->next = link;
+  head->prev = link;
+}
+
 inline void grow_shards(Node* node) noexcept;
 
 /// False, and nothing linked, if the node is cancelled. The caller holds a handle of it (I5).

@@ -25,7 +25,8 @@ namespace lastcall::detail {
 enum class LinkKind : std::uintptr_t { child = 0, join = 1, callback = 2 };
 
 // A member of a lane: a child, an any_of's hold on one of its parents, a callback or a waiter.
-// Lanes are circular; callbacks and waiters stand in front, children behind.
+// Lanes are circular; callbacks, waiters and wakers stand in front, children behind, and behind those what
+// has been called already.
 struct Link {
   Link* prev = nullptr;
   Link* next = nullptr;
@@ -106,13 +107,15 @@ struct JoinNode : Node {
   Owned<JoinLink[]> links;
 };
 
-// A callback, or (invoke == nullptr) a blocked waiter.
+// A callback, or (invoke == nullptr) a blocked waiter, or (begins as `asleep`) a waker: what is called of it
+// is the library's own, doesn't block, and is called where waiters are woken, under the lane's lock.
 struct CallbackLink : Link {
   static constexpr std::uint32_t pending = 0;
   static constexpr std::uint32_t running = 1;
   static constexpr std::uint32_t awaited =
       2;  // running, and its destructor waits on another thread
   static constexpr std::uint32_t finished = 3;  // of a waiter: woken
+  static constexpr std::uint32_t asleep = 4;    // of a waker: pending
 
   Word stage{pending};
   void (*invoke)(CallbackLink*) noexcept = nullptr;

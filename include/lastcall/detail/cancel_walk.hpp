@@ -125,6 +125,11 @@ class CancelWork {
         // release: the waiter sees the cause. It may be gone after this; the wake uses the address.
         stage->store(CallbackLink::finished, std::memory_order_release);
         futex_wake_one(stage);
+      } else if (waiter->stage.load(std::memory_order_relaxed) == CallbackLink::asleep) {
+        // It stays linked (I7), but must not stand before a callback that has to be run. relaxed: under the lock.
+        move_to_end(lane, waiter);
+        waiter->stage.store(CallbackLink::finished, std::memory_order_relaxed);
+        waiter->invoke(waiter);
       }
       link = next;
     }

@@ -12,11 +12,12 @@
 // notification from then on is heard. (POSIX gives EBUSY also to the owner, where
 // std::mutex::try_lock() is undefined.) When it fails, the owner may be the waiter, in its last
 // instructions before it sleeps, or anybody else, for however long; portably there is no telling which.
-// The canceller notifies then, which is enough in all cases but the first, and a Nudge goes on to try
-// and notify until it has once got the mutex or the waiter is out.
+// A notification is enough then in all cases but the first; and the nudging thread (nudge.hpp) goes on to
+// try and notify until it has once got the mutex or the waiter is out.
 //
-// No wake-up is lost, nobody blocks on the user's mutex but the waiter itself, and nobody is woken
-// before there is a cancel. Latency: the notification's, or, in the one case, a tick of the timers.
+// No wake-up is lost, nobody blocks on the user's mutex but the waiter itself, no user code has to return
+// first, and nobody is woken before there is a cancel. Latency: two wake-ups, one of the nudging thread
+// and one of the waiter; in the one case, a millisecond more.
 //
 // What else was considered: waiting in slices (wakes idle threads, and only makes the loss shorter);
 // locking the mutex on a thread of its own (as Go's context.AfterFunc example does: a thread for each
@@ -29,40 +30,30 @@
 #include <pthread.h>
 
 #include <condition_variable>
-#include <memory>
 #include <mutex>
 
 namespace lastcall::detail {
 
 class ConditionWaiter {
  public:
-  /// May throw std::bad_alloc.
-  ConditionWaiter(std::condition_variable& condition, std::mutex& mutex)
+  /// Throws std::system_error if there is no thread to be had for the nudging.
+  ConditionWaiter(Node* node, std::condition_variable& condition, std::mutex& mutex)
       : condition_(condition),
         mutex_(mutex.native_handle()),
-        nudge_(Nudge::make(&ConditionWaiter::attempt, this)) {}
+        nudge_(node, &ConditionWaiter::attempt, this) {}
 
-  /// With the mutex locked: waits for a notification. False, without waiting, if cancelled.
+  /// With the mutex locked: waits for a notification. False, perhaps without waiting, if cancelled. May throw,
+  /// as the constructor.
   bool block(std::unique_lock<std::mutex>& lock) {
-    // One word for both sides, so that either the canceller sees `waiting`, or the waiter `cancelled`.
-    if ((state_.fetch_or(waiting, std::memory_order_acq_rel) & cancelled) != 0) return false;
+    if (!nudge_.enter()) return false;
     condition_.wait(lock);
-    state_.fetch_and(~waiting, std::memory_order_acq_rel);
-    return true;
-  }
-
-  /// The token's callback.
-  void cancel() noexcept {
-    if ((state_.fetch_or(cancelled, std::memory_order_acq_rel) & waiting) != 0) nudge_->start();
+    return nudge_.leave();
   }
 
  private:
-  static constexpr std::uint32_t waiting = 1;
-  static constexpr std::uint32_t cancelled = 2;
-
+  // While the waiter is between enter() and leave(), or just was.
   static bool attempt(void* target) noexcept {
     auto* const self = static_cast<ConditionWaiter*>(target);
-    if ((self->state_.load(std::memory_order_acquire) & waiting) == 0) return true;
     const bool settled = ::pthread_mutex_trylock(self->mutex_) == 0;
     if (settled) ::pthread_mutex_unlock(self->mutex_);
     self->condition_.notify_all();
@@ -71,8 +62,7 @@ class ConditionWaiter {
 
   std::condition_variable& condition_;
   pthread_mutex_t* const mutex_;
-  Word state_{0};
-  std::unique_ptr<Nudge> nudge_;  // last: it stops before the rest goes
+  Nudge nudge_;  // last: it stops before the rest goes
 };
 
 }  // namespace lastcall::detail

@@ -30,7 +30,6 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
-#include <memory>
 
 namespace lastcall::detail {
 
@@ -87,36 +86,26 @@ inline int interrupt_signal() noexcept {
 /// Runs a system call on the calling thread that ends with EINTR when the token is cancelled.
 class Interruptible {
  public:
-  /// May throw std::bad_alloc.
-  Interruptible() : nudge_(Nudge::make(&Interruptible::attempt, this)) {}
-
-  /// `call` returns -1 with an errno, or a success. Cancelled already: -1 with EINTR, not called.
+  /// `call` returns -1 with an errno, or a success. Cancelled already: -1 with EINTR, not called. Throws
+  /// std::system_error if there is no thread to be had for the nudging.
   template <class Call>
-  int run(const CancellationToken& token, Call call) noexcept {
+  int run(const CancellationToken& token, Call call) {
     const Unblocked unblocked(number_);
     int result = -1;
     int error = EINTR;
     {
-      const auto interrupt = [this]() noexcept {
-        if ((state_.fetch_or(cancelled, std::memory_order_acq_rel) & inside) != 0) nudge_->start();
-      };
-      const CancellationCallback<decltype(interrupt)> callback(token, interrupt);
-      // One word for both sides: either the canceller sees `inside`, or this thread `cancelled`.
-      if ((state_.fetch_or(inside, std::memory_order_acq_rel) & cancelled) == 0) {
+      Nudge nudge(TreeAccess::peek(token), &Interruptible::attempt, this);
+      if (nudge.enter()) {
         result = call();
         error = errno;
       }
-      state_.fetch_and(~inside, std::memory_order_acq_rel);
+      nudge.leave();
     }
-    nudge_->stop();
     errno = error;
     return result;
   }
 
  private:
-  static constexpr std::uint32_t inside = 1;
-  static constexpr std::uint32_t cancelled = 2;
-
   // Lets the signal through, and takes away what is left of it.
   class Unblocked {
    public:
@@ -146,19 +135,17 @@ class Interruptible {
     int number_ = 0;
   };
 
+  // Whether the thread was in the call already can't be told. It is settled when it is out of it, which the
+  // nudging thread sees; or if there is nothing to try with.
   static bool attempt(void* target) noexcept {
     auto* const self = static_cast<Interruptible*>(target);
-    if ((self->state_.load(std::memory_order_acquire) & inside) == 0) return true;
-    if (self->number_ != 0 && is_our_interrupt(self->number_)) {
-      ::pthread_kill(self->thread_, self->number_);
-    }
+    if (self->number_ == 0) return true;
+    if (is_our_interrupt(self->number_)) ::pthread_kill(self->thread_, self->number_);
     return false;
   }
 
   const pthread_t thread_ = ::pthread_self();
   const int number_ = interrupt_signal();
-  Word state_{0};
-  std::unique_ptr<Nudge> nudge_;
 };
 
 }  // namespace lastcall::detail

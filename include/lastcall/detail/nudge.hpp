@@ -1,118 +1,204 @@
-// Saying a thing again until it has been heard.
+// Getting a thread out of what knows nothing of tokens: a user's condition variable, a blocking system
+// call. What gets it out is an attempt (a notification, a signal), and who makes it can't always tell
+// whether it came before the thread went to sleep, so it is made again until it has been heard.
 //
-// A canceller that has to get a thread out of something which knows nothing of tokens (a user's
-// condition variable, a blocking system call) can't always tell whether its wake-up came before the
-// thread went to sleep. Nor may it wait to find out: it may hold a lock that the thread needs. So it
-// tries once itself, and if in doubt leaves the matter to the timer thread, which tries again at each
-// tick (1 ms) until an attempt is certain to have been heard, or the thread is out. Nobody is
-// woken for nothing as long as nobody cancels.
-//
-// A Nudge is made by the thread that may have to be nudged, before it blocks: then the canceller
-// allocates nothing. It is not on that thread's stack, since a child forked meanwhile inherits the
-// timers, but not the stacks: there the attempt is not made.
+//  * The canceller doesn't make the attempt. It may be the coordinator's signal thread, and neither a condition
+//    variable nor the user's mutex is for that to touch; it may hold a lock that the thread needs, or
+//    be about to run a callback that waits for the thread. It hands the nudge to a thread that is there
+//    for nothing else and runs no user code: a push on a list and a wake-up. It does so where waiters are woken, under the lane's
+//    lock, and before any callback is run (I8 of cancellation.hpp).
+//  * The nudging thread tries at once, and then every millisecond until an attempt is certain to have been
+//    heard, or the thread to be nudged is out. It sleeps while nobody is to be nudged.
+//  * It is started by the first thread of a process that is about to block, which can throw if there is none
+//    to be had, and stays. In a forked child it is gone; who blocks there starts another. The child
+//    forgets who was to be nudged: that is on stacks which it hasn't got.
+//  * A nudge is on the stack of the thread that blocks, which doesn't leave before the nudging thread has
+//    let go of it.
 #pragma once
 
+#include <lastcall/detail/cancel_tree.hpp>
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/futex.hpp>
-#include <lastcall/detail/timer_service.hpp>
+#include <lastcall/detail/posix.hpp>
+#include <lastcall/detail/signal_pin.hpp>
+#include <lastcall/detail/thread.hpp>
+#include <lastcall/detail/throw_system_error.hpp>
 
-#include <sched.h>
-#include <sys/types.h>
-#include <unistd.h>
+#include <pthread.h>
 
-#include <ctime>
-#include <memory>
+#include <atomic>
+#include <utility>
 
 namespace lastcall::detail {
 
-class Nudge : private TimerLink {
+class Nudge : private CallbackLink {
  public:
   /// True: it was heard for certain, no more attempts are needed. Must not block.
   using Attempt = bool (*)(void* target) noexcept;
 
-  /// May throw std::bad_alloc.
-  static std::unique_ptr<Nudge> make(Attempt attempt, void* target) {
-    static_cast<void>(TimerService::instance());  // so that start() allocates nothing
-    return std::unique_ptr<Nudge>(new Nudge(attempt, target));
+  /// By the thread that is going to block until `node` is cancelled. Throws std::system_error if there is
+  /// no thread to be had for the nudging.
+  Nudge(Node* node, Attempt attempt, void* target) : attempt_(attempt), target_(target) {
+    ensure_thread();
+    invoke = [](CallbackLink* link) noexcept { static_cast<Nudge*>(link)->cancel(); };
+    stage.store(asleep, std::memory_order_relaxed);
+    if (!attach(node, this, LinkKind::callback)) state_.store(cancelled, std::memory_order_relaxed);
   }
   Nudge(const Nudge&) = delete;
   Nudge& operator=(const Nudge&) = delete;
-  ~Nudge() { stop(); }
-
-  /// Tries now, and if that is not certain to be enough, again and again. At most once in its life, by
-  /// the canceller.
-  void start() noexcept {
-    for (int turn = 0; turn < eager_turns; ++turn) {
-      if (attempt_(target_)) return;
-      ::sched_yield();
-    }
-    process_ = ::getpid();
-    started_ = true;
-    if (arm_or_not()) return;
-    // There is no thread to be had for the timers. Then for a while the canceller does it: far longer
-    // than it takes the other from deciding to sleep to sleeping, unless that is stopped in between.
-    started_ = false;
-    const Clock::time_point end = Clock::now() + std::chrono::milliseconds(100);
-    const timespec nap{0, 200'000};
-    while (!attempt_(target_) && Clock::now() < end) ::nanosleep(&nap, nullptr);
+  ~Nudge() {
+    // After this, which takes the lane's lock, nobody hands it on any more.
+    remove_callback(this);
+    if (is_handed_over_) await_release();
   }
 
-  /// By the nudged thread, when start() has returned or will never be called: no attempt is being made
-  /// when it returns, nor will be.
-  void stop() noexcept {
-    if (!started_) return;
-    started_ = false;
-    // acq_rel: an attempt that begins after this sees it; one that began before is waited for, and so
-    // is its arming of the next.
-    if ((state_.fetch_or(leaving, std::memory_order_acq_rel) & held) != 0) await_attempt();
-    if (!TimerService::instance().disarm(this)) await_attempt();
+  /// Before it blocks. False if it mustn't: cancelled. May throw, as the constructor.
+  bool enter() {
+    ensure_thread();  // whoever waits may have forked since
+    // One word for both sides: either the canceller sees `blocking`, or this thread `cancelled`.
+    return (state_.fetch_or(blocking, std::memory_order_acq_rel) & cancelled) == 0;
+  }
+  /// When it is out again. False: cancelled.
+  bool leave() noexcept {
+    return (state_.fetch_and(~blocking, std::memory_order_acq_rel) & cancelled) == 0;
   }
 
  private:
-  static constexpr std::uint32_t held = 1;     // the timer thread has it
-  static constexpr std::uint32_t leaving = 2;  // no more attempts
-  // Mostly the thread is on its way into its sleep, or out of it, and soon through.
-  static constexpr int eager_turns = 4;
+  static constexpr std::uint32_t blocking = 1;   // the thread is going to block, or does
+  static constexpr std::uint32_t cancelled = 2;  // the waker has been here
+  static constexpr std::uint32_t leaving = 4;    // the thread waits to be let go
+  static constexpr std::uint32_t released = 8;   // the nudging thread is done with it
 
-  Nudge(Attempt attempt, void* target) noexcept : attempt_(attempt), target_(target) {
-    hold = [](TimerLink* link) noexcept {
-      // Under the timers' lock, which disarm() takes too.
-      static_cast<Nudge*>(link)->state_.fetch_or(held, std::memory_order_acq_rel);
-    };
-    due = [](TimerLink* link) noexcept { static_cast<Nudge*>(link)->try_again(); };
+  // The waker, under the lane's lock.
+  void cancel() noexcept {
+    if ((state_.fetch_or(cancelled, std::memory_order_acq_rel) & blocking) == 0) return;
+    is_handed_over_ = true;
+    Nudge* first = handed_over.load(std::memory_order_relaxed);
+    // release: the nudging thread finds it whole.
+    do {
+      next_ = first;
+    } while (!handed_over.compare_exchange_weak(first, this, std::memory_order_release,
+                                                std::memory_order_relaxed));
+    ring();
   }
 
-  void try_again() noexcept {
-    const bool wanted =
-        (state_.load(std::memory_order_acquire) & leaving) == 0 && process_ == ::getpid();
-    if (wanted && !attempt_(target_)) arm_or_not();
-    Word* const state = &state_;
-    // release: this attempt happens before stop() returns. After it the Nudge may be gone.
-    if ((state->fetch_and(~held, std::memory_order_acq_rel) & leaving) != 0) futex_wake_all(state);
-  }
-
-  bool arm_or_not() noexcept {
-    LASTCALL_TRY {
-      TimerService::instance().arm(this, Clock::now());  // now is past: the next tick
-      return true;
+  void await_release() noexcept {
+    std::uint32_t seen = state_.fetch_or(leaving, std::memory_order_acq_rel) | leaving;
+    if ((seen & released) == 0) ring();
+    while ((seen & released) == 0) {
+      futex_wait(state_, seen);
+      // acquire: the last attempt comes before what the thread does next.
+      seen = state_.load(std::memory_order_acquire);
     }
-    LASTCALL_CATCH(...) {}
-    return false;
   }
 
-  void await_attempt() noexcept {
+  // ---- the thread
+
+  static constexpr std::uint32_t absent = 0;
+  static constexpr std::uint32_t starting = 1;
+  static constexpr std::uint32_t running = 2;
+
+  static void ring() noexcept {
+    // release: who sees that it was rung sees what for.
+    doorbell.fetch_add(1, std::memory_order_release);
+    futex_wake_one(&doorbell);
+  }
+
+  static void ensure_thread() {
+    // acquire, here and below, and the release in start(): nothing but that it is there.
+    while (thread_state.load(std::memory_order_acquire) != running) {
+      if (!watches_forks.load(std::memory_order_acquire)) watch_forks();
+      std::uint32_t seen = absent;
+      if (thread_state.compare_exchange_strong(seen, starting, std::memory_order_acquire,
+                                               std::memory_order_acquire)) {
+        start();
+      } else if (seen == starting) {
+        futex_wait(thread_state, starting);
+      }
+    }
+  }
+
+  // Before anybody is `starting`, for whom a child would wait that hasn't got him. Twice does no harm.
+  static void watch_forks() {
+    pin_module_of(reinterpret_cast<const void*>(&thread_main));
+    const int error = ::pthread_atfork(nullptr, nullptr, &become_child);
+    if (error != 0) throw_system_error(error, "preparing the thread that wakes blocked calls");
+    watches_forks.store(true, std::memory_order_release);
+  }
+  static void become_child() {
+    handed_over.store(nullptr, std::memory_order_relaxed);
+    thread_state.store(absent, std::memory_order_relaxed);
+  }
+
+  static void start() {
+    int error = 0;
+    {
+      const BlockAllSignals quiet;
+      pthread_t thread{};
+      error = start_thread(thread, &thread_main, nullptr);
+      if (error == 0) ::pthread_detach(thread);
+    }
+    thread_state.store(error == 0 ? running : absent, std::memory_order_release);
+    futex_wake_all(&thread_state);
+    if (error != 0) throw_system_error(error, "starting the thread that wakes blocked calls");
+  }
+
+  static void* thread_main(void*) {
+    name_this_thread("lastcall-nudge");
+    keep_exact_time();
+    run();
+  }
+
+  [[noreturn]] static void run() noexcept {
+    Nudge* known = nullptr;
+    Clock::time_point tick{};  // when those are tried again
     for (;;) {
-      const std::uint32_t state = state_.load(std::memory_order_acquire);
-      if ((state & held) == 0) return;
-      futex_wait(state_, state);
+      // acquire: before the look at the list, so that a ring after that look ends the sleep at once.
+      const std::uint32_t rung = doorbell.load(std::memory_order_acquire);
+      Nudge* const fresh = handed_over.exchange(nullptr, std::memory_order_acquire);
+      Nudge* rest = nullptr;
+      const bool again = known != nullptr && Clock::now() >= tick;
+      look_at(known, again, rest);
+      look_at(fresh, true, rest);
+      if (again || known == nullptr) tick = Clock::now() + std::chrono::milliseconds(1);
+      known = rest;
+      futex_wait_until(doorbell, rung, known == nullptr ? Clock::time_point::max() : tick);
     }
   }
+
+  // Lets go of those that are out, or heard an attempt; the others go to `rest`.
+  static void look_at(Nudge* first, bool attempts, Nudge*& rest) noexcept {
+    while (first != nullptr) {
+      Nudge* const nudge = std::exchange(first, first->next_);
+      const bool is_out = (nudge->state_.load(std::memory_order_acquire) & blocking) == 0;
+      if (is_out || (attempts && nudge->attempt_(nudge->target_))) {
+        nudge->release();
+      } else {
+        nudge->next_ = std::exchange(rest, nudge);
+      }
+    }
+  }
+
+  void release() noexcept {
+    // release: the attempts come before the thread goes on. It may be gone after this; the wake uses the
+    // address alone.
+    Word* const state = &state_;
+    if ((state->fetch_or(released, std::memory_order_acq_rel) & leaving) != 0) {
+      futex_wake_all(state);
+    }
+  }
+
+  // Of the process. Constant from the start and never destroyed: stragglers may be here until it is gone.
+  static inline constinit Word thread_state{absent};
+  static inline constinit Word doorbell{0};
+  static inline constinit std::atomic<bool> watches_forks{false};
+  static inline constinit std::atomic<Nudge*> handed_over{nullptr};
 
   const Attempt attempt_;
   void* const target_;
   Word state_{0};
-  pid_t process_ = 0;
-  bool started_ = false;
+  Nudge* next_ = nullptr;        // of the list, then of the nudging thread's own
+  bool is_handed_over_ = false;  // guarded by the lane's lock, and constant once it isn't linked
 };
 
 }  // namespace lastcall::detail
