@@ -10,7 +10,7 @@ cmake_minimum_required(VERSION 3.20)
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH tests)
 cmake_path(GET tests PARENT_PATH root)
 set(work "${root}/build/model")
-set(models cancellation wait_group signal_trap coordinator)
+set(models cancellation nudge wait_group signal_trap coordinator)
 
 # ---- What is run: model, definitions for spin, for the C compiler, arguments for the checker
 
@@ -40,6 +40,7 @@ lastcall_runs(wait_group "-O0 ${safety} -DMEMLIM=1900" "-m200000" "ALONE" "ALONE
 lastcall_runs(cancellation "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "WHO=6" "WHO=18" "WHO=10" "WHO=12" "WHO=20" "WHO=37" "WHO=3" "WHO=5" "WHO=9" "WHO=24" "WHO=17")
 lastcall_runs(signal_trap "-O0 ${safety} -DMEMLIM=1900" "-m200000" "PART=1" "PART=3" "PART=1 PIPE=2")
+lastcall_runs(nudge "-O0 ${safety} -DMEMLIM=1900" "-m200000" "WHAT=1" "WHAT=2")
 
 # Liveness, where the end states don't say it; and that the claim can fail.
 lastcall_runs(signal_trap "-O1 -DCOLLAPSE -DMEMLIM=1900" "-a -f -m200000"
@@ -51,6 +52,8 @@ lastcall_runs(cancellation "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "BUG=8 WHO=2" "BUG=9 WHO=2" "BUG=10 WHO=2" "BUG=11 WHO=8" "BUG=12 WHO=8" "BUG=13 WHO=4" "BUG=14 WHO=1"
   "BUG=15 WHO=2" "BUG=16 WHO=9" "BUG=17 WHO=2" "BUG=18 WHO=17" "BUG=19 WHO=17" "BUG=20 WHO=17"
   "BUG=21 WHO=9" "BUG=22 WHO=3")
+lastcall_runs(nudge "-O0 ${safety} -DMEMLIM=1900" "-m200000"
+  "BUG=1" "BUG=2" "BUG=3" "BUG=4" "BUG=5" "BUG=6" "BUG=7" "BUG=8" "BUG=9")
 lastcall_runs(wait_group "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "BUG=1" "BUG=2" "BUG=3" "BUG=4" "BUG=5" "BUG=6" "BUG=7" "BUG=8" "BUG=9 SYMMETRIC SIMPLE"
   "BUG=10 SYMMETRIC SIMPLE")

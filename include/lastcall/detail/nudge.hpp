@@ -5,8 +5,8 @@
 //  * The canceller doesn't make the attempt. It may be the coordinator's signal thread, and neither a condition
 //    variable nor the user's mutex is for that to touch; it may hold a lock that the thread needs, or
 //    be about to run a callback that waits for the thread. It hands the nudge to a thread that is there
-//    for nothing else and runs no user code: a push on a list and a wake-up. It does so where waiters are woken, under the lane's
-//    lock, and before any callback is run (I8 of cancellation.hpp).
+//    for nothing else and runs no user code: a push on a list and a wake-up. It does so where waiters are
+//    woken, under the lane's lock, and before any callback is run (I8 of cancellation.hpp).
 //  * The nudging thread tries at once, and then every millisecond until an attempt is certain to have been
 //    heard, or the thread to be nudged is out. It sleeps while nobody is to be nudged.
 //  * It is started by the first thread of a process that is about to block, which can throw if there is none
@@ -14,6 +14,8 @@
 //    forgets who was to be nudged: that is on stacks which it hasn't got.
 //  * A nudge is on the stack of the thread that blocks, which doesn't leave before the nudging thread has
 //    let go of it.
+//
+// Every schedule of it is checked: tests/model/nudge.pml.
 #pragma once
 
 #include <lastcall/detail/cancel_tree.hpp>
