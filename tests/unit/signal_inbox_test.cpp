@@ -20,10 +20,6 @@
 #include <memory>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
-
 namespace {
 
 // Called after a write that failed, before its caller knows.
@@ -56,30 +52,14 @@ ssize_t hooked_read(int fd, void* to, std::size_t size) {
   return ::read(fd, to, size);
 }
 
-#if defined(__linux__)
-template <class Memory>
-long hooked_syscall(long number, int fd, Memory* memory, std::size_t size) {
-  if constexpr (std::is_const_v<Memory>) {
-    if (number == SYS_write) return hooked_write(fd, memory, size);
-  } else {
-    if (number == SYS_read) return hooked_read(fd, memory, size);
-  }
-  errno = ENOSYS;
-  return -1;
-}
-#endif
-
 }  // namespace
 
 // The inbox's own calls, and nobody else's: all other headers were read before.
-#define read hooked_read
-#define write hooked_write
-#define syscall hooked_syscall
-// The calls are written "::write", that is: of the global namespace, where the unnamed one is seen.
+#define bare_read hooked_read
+#define bare_write hooked_write
 #include <lastcall/detail/signal_inbox.hpp>
-#undef read
-#undef write
-#undef syscall
+#undef bare_read
+#undef bare_write
 
 using lastcall::SignalInfo;
 using lastcall::detail::SignalInbox;
