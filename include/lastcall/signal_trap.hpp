@@ -74,17 +74,17 @@
 // in the handler (for children of vfork()) and what the reader does before it sleeps again.
 //
 // Limits. SIGKILL and SIGSTOP can't be trapped by anybody. A child of vfork() or posix_spawn() gets
-// SIG_DFL for what was ignored before it was trapped. A trap is the process's: in a forked child it
-// catches nothing. Handlers that others install on top must call ours on, or its traps get nothing;
-// so it is if they put back a disposition from before a trap was made. A thread that allows its
-// asynchronous cancellation may be torn out of the handler, and then traps wait for it for ever.
-// fork() has the registry from our prepare hook on, which comes before the prepare hooks that were
-// registered before the first trap. If one of these waits for a lock, and a thread makes or destroys
-// a trap while it has that lock, the two wait for each other: register such hooks after the first
-// trap, or make no trap under such a lock. A fork hook that calls fork() gets no signals until the
-// outer fork is over. A handler that is put over a trap a second time, while the first time lies
-// beneath it, misses a signal that comes at that moment; and if a third one is put on top before a
-// signal came, the two call each other for ever.
+// SIG_DFL for what was ignored before it was trapped, and has unblocked what a trap unblocked. A
+// trap is the process's: in a forked child it catches nothing. Handlers that others install on top
+// must call ours on, or its traps get nothing; so it is if they put back a disposition from before
+// a trap was made. A thread that allows its asynchronous cancellation may be torn out of the
+// handler, and then traps wait for it for ever. fork() has the registry from our prepare hook on,
+// which comes before the prepare hooks that were registered before the first trap. If one of these
+// waits for a lock, and a thread makes or destroys a trap while it has that lock, the two wait for
+// each other: register such hooks after the first trap, or make no trap under such a lock. A fork
+// hook that calls fork() gets no signals until the outer fork is over. A handler that is put over a
+// trap a second time, while the first time lies beneath it, misses a signal that comes at that
+// moment; and if a third one is put on top before a signal came, the two call each other for ever.
 #pragma once
 
 #include <lastcall/cancellation.hpp>
@@ -140,7 +140,8 @@ class SignalTrap {
   /// Puts back what was there before, in whatever order traps go; a disposition that somebody else
   /// has changed since stays as it is. The signals that the constructor unblocked are blocked again
   /// if this is the same thread. Then a signal that was caught, that nobody read and no other trap
-  /// got, is raised again where SIG_DFL was put back. Nobody may be waiting any more.
+  /// got, is raised again where SIG_DFL was put back; several in the order in which they came, but
+  /// for a stop that a later SIGCONT has undone. Nobody may be waiting any more.
   ~SignalTrap() { core_.unsubscribe_all(detail::Unread::raise_again); }
 
   /// Waits for a signal: of those pending at once SIGINT first, then SIGTERM, then by number.
