@@ -19,6 +19,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -143,6 +144,22 @@ TEST_CASE("the destructor of a coordinator that aborted nobody does not cancel a
   CHECK_FALSE(abort.is_cancelled());
   CHECK_FALSE(ran);
   CHECK_FALSE(abort.can_be_cancelled());
+}
+
+TEST_CASE("SIGPIPE is as it was, also if a trap or a SignalIgnore of it outlives the coordinator") {
+  const std::string before = support::disposition_of(SIGPIPE);
+  const auto outlives = [&before](auto make) {
+    std::optional<ShutdownCoordinator> coordinator(std::in_place, quiet());
+    CHECK(support::disposition_of(SIGPIPE) != before);
+    {
+      const auto later = make();
+      coordinator.reset();
+    }
+    CHECK(support::disposition_of(SIGPIPE) == before);
+  };
+  outlives(
+      [] { return std::make_unique<lastcall::SignalTrap>(std::initializer_list<int>{SIGPIPE}); });
+  outlives([] { return std::make_unique<lastcall::SignalIgnore>(SIGPIPE); });
 }
 
 TEST_CASE("the destructor never exits the process: not at the end of the grace period") {

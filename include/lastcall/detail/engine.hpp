@@ -133,7 +133,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     on_signal_hangs_ = !lock.owns_lock();
     // A fork() holds it while it runs the handlers of pthread_atfork(): if one hangs, dispositions stay.
     unsubscribed_ = trap_.unsubscribe_all_by(patience);
-    restore_sigpipe();
+    restore_sigpipe(patience);
     // What still runs between here and a thread's very end is destructors of thread_local objects.
     stop_drain_threads(patience);
     // What the on_signal thread is known by belongs to who is in on_signal(); it ends all the same.
@@ -505,14 +505,19 @@ class Engine : public std::enable_shared_from_this<Engine> {
     empty.sa_flags = SA_RESTART | SA_ONSTACK;
     ::sigemptyset(&empty.sa_mask);
     pipe_caught_ = ::sigaction(SIGPIPE, &empty, &pipe_before_) == 0;
+    const SignalRegistryLock lock;
+    pipe_kept_ = keep_disposition(pipe_before_);
   }
-  void restore_sigpipe() noexcept {
+  void restore_sigpipe(Clock::time_point patience) noexcept {
     if (!std::exchange(pipe_caught_, false)) return;
     struct sigaction now {};
-    if (::sigaction(SIGPIPE, nullptr, &now) == 0 &&
-        (static_cast<unsigned>(now.sa_flags) & static_cast<unsigned>(SA_SIGINFO)) == 0 &&
-        now.sa_handler == &ignore_signal) {
+    if (::sigaction(SIGPIPE, nullptr, &now) != 0) return;
+    struct sigaction ours {};
+    ours.sa_handler = &ignore_signal;
+    if (same_function(now, ours)) {
       ::sigaction(SIGPIPE, &pipe_before_, nullptr);
+    } else if (const SignalRegistryLock lock(patience); lock.owns_lock() && pipe_kept_ != nullptr) {
+      replace_beneath(SIGPIPE, ours, pipe_kept_);
     }
   }
   static void ignore_signal(int) {}
@@ -546,6 +551,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Engine* next_kept_ = nullptr;
   bool pipe_caught_ = false;
   struct sigaction pipe_before_ {};
+  const KeptDisposition* pipe_kept_ = nullptr;  // the same, for who was put on top
 };
 
 }  // namespace lastcall::detail

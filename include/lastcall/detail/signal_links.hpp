@@ -168,6 +168,21 @@ inline LayerLeft unlink_subscription(SignalMember& member, int number) noexcept 
   return leave_layer(index, number);
 }
 
+/// A handler goes that traps or SignalIgnores were put over, which outlive it: what was there before it is what
+/// they put back, and call on, from now on.
+inline void replace_beneath(int number, const struct sigaction& going,
+                            const KeptDisposition* before) noexcept {
+  for (auto& layer : signal_registry.layers) {
+    std::atomic<const KeptDisposition*>& previous = layer[number].previous;
+    const KeptDisposition* const found = previous.load(std::memory_order_relaxed);
+    if (found != nullptr && same_function(found->action, going)) {
+      previous.store(before, std::memory_order_release);
+    }
+  }
+  IgnoredSignal& ignored = signal_registry.ignored[number];
+  if (ignored.count > 0 && same_function(ignored.before->action, going)) ignored.before = before;
+}
+
 /// Whether a live trap of this registry holds the number.
 inline bool is_trapped(int number) noexcept {
   for (const auto& layer : signal_registry.layers) {
