@@ -62,8 +62,8 @@ struct State {
     options.last_words = file.fd();
     return options;
   }()};
-  Stage& service = engine.append_stage("service", 1s);
-  Stage& storage = engine.append_stage("storage", 1s);
+  Stage& service = *engine.append_stage("service", 1s);
+  Stage& storage = *engine.append_stage("storage", 1s);
 
   State() {
     engine.requested_at.store(Clock::now() - 1h);
@@ -144,7 +144,7 @@ TEST_CASE("Last words of nobody are one line, and of an engine that wants none, 
   write_last_words(state.engine, "why");
   CHECK(state.file.lines().size() == 1);
   EngineState silent{support::quiet()};
-  const WaitGroup::Guard guard = silent.append_stage("service", 1s).enter("worker");
+  const WaitGroup::Guard guard = silent.append_stage("service", 1s)->enter("worker");
   write_last_words(silent, "why");
 }
 
