@@ -119,7 +119,7 @@ struct CallbackLink : Link {
 
   Word stage{pending};
   void (*invoke)(CallbackLink*) noexcept = nullptr;
-  const void* runner_thread = nullptr;      // set under the lane's lock before `running`
+  ThreadMark runner_thread = 0;             // set under the lane's lock before `running`
   CallbackLink** runner_current = nullptr;  // on the runner's stack; touched by that thread alone
 };
 

@@ -243,7 +243,7 @@ struct EngineState final : StageHost {
   // When the signal thread looks at the clock next. It stores this, then looks at the sections; a drain
   // thread enters its section, then loads this: all sequentially consistent, so one sees the other.
   AtomicTime signal_thread_wakes;
-  std::atomic<const void*> signal_thread{nullptr};  // its mark
+  std::atomic<ThreadMark> signal_thread{0};  // its mark
   std::atomic<bool> quit{false};
 
   // -- the end

@@ -121,10 +121,11 @@ class SpinLock {
   Word word_{0};
 };
 
-/// What no other live thread has: a thread's identity without a system call. The same in all shared objects of
-/// the process, which the address of a thread_local is not.
-inline const void* this_thread_mark() noexcept {
-  return std::bit_cast<const void*>(::pthread_self());
+/// What no other live thread has, nor is 0: a thread's identity without a system call. The same in all shared
+/// objects of the process, which the address of a thread_local is not.
+using ThreadMark = std::uintptr_t;
+inline ThreadMark this_thread_mark() noexcept {
+  return std::bit_cast<ThreadMark>(::pthread_self());
 }
 
 /// A small number, handed out to threads in turn: spreads them over shards.

@@ -299,7 +299,7 @@ class TimerService {
   }
   void end_fork() noexcept {
     if (--fork_depth_ > 0) return;
-    forking_.store(nullptr, std::memory_order_relaxed);
+    forking_.store(0, std::memory_order_relaxed);
     for (Shard& shard : shards_) shard.lock.unlock();
     const bool no_other = has_no_fork_;
     start_.unlock();
@@ -343,9 +343,9 @@ class TimerService {
   bool forgets_ = false;              // from before a fork to after it, under start_
   std::uint32_t generation_ = 0;      // changes in a forked child only, before it has other threads
   Mutex start_;
-  std::atomic<const void*> forking_{nullptr};  // the thread that has the locks for a fork()
-  int fork_depth_ = 0;                         // how many of its handlers have been called
-  bool has_no_fork_ = false;                   // it has that lock, too
+  std::atomic<ThreadMark> forking_{0};  // the thread that has the locks for a fork()
+  int fork_depth_ = 0;                  // how many of its handlers have been called
+  bool has_no_fork_ = false;            // it has that lock, too
   SpinLock no_fork_;
   const bool watches_forks_;  // last: the handlers may be called once it is set
 };
