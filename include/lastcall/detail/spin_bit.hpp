@@ -14,6 +14,7 @@
 #include <sched.h>
 
 #include <bit>
+#include <cstdint>
 
 namespace lastcall::detail {
 
