@@ -261,7 +261,7 @@ TEST_CASE("raised again, SIGTSTP stops the process, and it can be continued") {
 }
 
 TEST_CASE(
-    "signals are raised again in the order in which they came; SIGCONT undoes the stops before "
+    "signals are raised again in the order in which they came, and SIGCONT undoes the stops before "
     "it") {
   const auto end = [](std::initializer_list<int> received) {
     const pid_t child = ::fork();

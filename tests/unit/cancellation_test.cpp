@@ -1281,7 +1281,8 @@ TEST_CASE("In the child of a process without other threads a deadline from befor
 
 TEST_CASE(
     "In a forked child a deadline made there comes also below an earlier one that is inherited") {
-  if (support::under_tsan) return;
+  // clang 14's allocator stays locked in the child if the timer thread was just starting.
+  if (support::under_sanitizer) return;
   for (const bool has_other_threads : {false, true}) {
     INFO((has_other_threads ? "the parent has other threads" : "the parent has none"));
     const int outcome = support::in_child_process([&] {
