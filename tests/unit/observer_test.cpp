@@ -950,6 +950,14 @@ TEST_CASE("The live line fits a narrow terminal, and isn't drawn where nothing o
   CHECK(terminal.screen().empty());
 }
 
+TEST_CASE("A letter is one column wide, or two, wherever it stands among all of them") {
+  using lastcall::detail::columns_of;
+  CHECK(columns_of("caf\u00E9") == 4);
+  CHECK(columns_of("\u6CE8\u6587") == 4);
+  CHECK(columns_of("\u2713 \U0001F680") == 4);
+  CHECK(columns_of("\U000F0000") == 1);  // private use, behind all that are wide
+}
+
 TEST_CASE("A name of letters that are two columns wide is cut like any other") {
   const Variable term("TERM", "xterm");
   const Terminal terminal(80);

@@ -224,6 +224,25 @@ TEST_CASE("signals that nobody has seen come out in the order in which the first
   for (const int number : {SIGINT, SIGTERM, SIGUSR1}) CHECK(unseen.pop() == number);
 }
 
+TEST_CASE("of a signal that stops the process and SIGCONT the later one undoes the other") {
+  struct Case {
+    std::vector<int> came;
+    std::vector<int> left;
+  };
+  for (const Case& one : {Case{{SIGTSTP, SIGCONT}, {SIGCONT}}, Case{{SIGCONT, SIGTTIN}, {SIGTTIN}},
+                          Case{{SIGTSTP, SIGCONT, SIGTTOU, SIGTERM}, {SIGTTOU, SIGTERM}},
+                          Case{{SIGTSTP, SIGTERM}, {SIGTSTP, SIGTERM}},
+                          Case{{SIGCONT, SIGTERM}, {SIGCONT, SIGTERM}}}) {
+    INFO(one.came.size() << " signals, from " << one.came[0] << " to " << one.came.back());
+    UnseenSignals unseen;
+    lastcall::Clock::rep now = 0;
+    for (const int number : one.came) unseen.add(number, ++now);
+    unseen.drop_undone();
+    for (const int number : one.left) CHECK(unseen.pop() == number);
+    CHECK(unseen.empty());
+  }
+}
+
 TEST_CASE("places in the buffer are used again, for however long") {
   SignalInbox inbox;
   for (int round = 0; round < 20; ++round) {
