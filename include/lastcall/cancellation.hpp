@@ -33,8 +33,8 @@
 //      always take the lane's lock, finds there whether it is pending, running or finished, and waits,
 //      if it runs on another thread, on its own word; the runner writes that word last.
 //  I8  A waiter is taken out, its word is set, and it is woken by address (and a descriptor is written to),
-//      under the lane's lock and after the whole subtree is marked; at the node that was cancelled that is done before its lock is let
-//      go, but after it is published. Then the waiter may leave without a lock. A waker (of wait() on a
+//      under the lane's lock and after the whole subtree is marked; at the node that was cancelled that is
+//      done before its lock is let go, but after it is published. Then the waiter may leave without a lock. A waker (of wait() on a
 //      condition variable, of accept()) is called in the same place, before any callback is run: it is the
 //      library's own, and only hands the waiter to a thread that gets it out (detail/nudge.hpp). It stays
 //      linked as I7 has it, so its destructor, which takes the lane's lock, comes before the call or after it.

@@ -24,9 +24,9 @@
 // Bytes that are no UTF-8 become U+FFFD. The request is the first "phase" line, or what came with
 // on_request() before it; the signal that was the request was received a moment before it, and its times are
 // negative. Times of lines before any request (a reload on SIGHUP, a thread dump) count from the making of the
-// observer, and with a second coordinator from the request before. If nobody reads the descriptor, lines are dropped rather than waited
-// for, and the next one that gets through is preceded by {"lost":3}, the number of lines dropped; a line
-// cut off in its middle is ended by a newline first.
+// observer, and with a second coordinator from the request before. If nobody reads the descriptor, lines are
+// dropped rather than waited for, and the next one that gets through is preceded by {"lost":3}, the number of
+// lines dropped; a line cut off in its middle is ended by a newline first.
 #pragma once
 
 #include <lastcall/detail/clock.hpp>

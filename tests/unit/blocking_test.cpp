@@ -948,6 +948,14 @@ struct AcceptLoop {
   }
 };
 
+// The loop is told of a connection that a stranger takes, and so blocks in accept(2).
+void be_robbed(Listener& listener, const AcceptLoop& loop) {
+  listener.connect();
+  REQUIRE(support::eventually([&] { return taken_by_stranger == 1; }));
+  support::let_it_block(loop.thread);
+  stranger_is_quicker = false;
+}
+
 TEST_CASE("accept: returns a connection, close-on-exec, and leaves the listener's flags alone") {
   for (const bool blocking : {true, false}) {
     const CancellationSource source;
@@ -1065,10 +1073,7 @@ TEST_CASE("accept: nor does one whose connection a stranger takes, whatever sign
       loop.run(listener.fd(), source.token());
       clean = blocked_signals() == before && !any_signal_pending();
     });
-    listener.connect();
-    REQUIRE(support::eventually([&] { return taken_by_stranger == 1; }));
-    support::let_it_block(loop.thread);
-    stranger_is_quicker = false;
+    be_robbed(listener, loop);
     CHECK_FALSE(loop.over);
     CHECK(listener.flags() == flags);
     source.cancel();
@@ -1112,10 +1117,7 @@ TEST_CASE("accept: a cancel ends it without waiting for any callback") {
   stranger_is_quicker = true;
   support::Threads threads;
   threads.start([&] { loop.run(listener.fd(), source.token()); });
-  listener.connect();
-  REQUIRE(support::eventually([&] { return taken_by_stranger == 1; }));
-  support::let_it_block(loop.thread);
-  stranger_is_quicker = false;
+  be_robbed(listener, loop);
   bool ended_first = false;
   const auto wait_for_it = [&] {
     ended_first = support::eventually([&] { return loop.over.load(); }, 20s);
@@ -1186,10 +1188,7 @@ TEST_CASE("accept: a connection that comes to one who was robbed before is taken
   stranger_is_quicker = true;
   support::Threads threads;
   threads.start([&] { loop.run(listener.fd(), source.token()); });
-  listener.connect();
-  REQUIRE(support::eventually([&] { return taken_by_stranger == 1; }));
-  support::let_it_block(loop.thread);
-  stranger_is_quicker = false;
+  be_robbed(listener, loop);
   listener.connect();
   CHECK(support::eventually([&] { return loop.accepted == 1; }));
   source.cancel();
