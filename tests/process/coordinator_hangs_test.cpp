@@ -721,6 +721,31 @@ TEST_CASE(
   CHECK(in_time);
 }
 
+TEST_CASE("stragglers that show nobody their stacks do not make the report late") {
+  bool in_time = false;
+  for (int turn = 0; turn < 3 && !in_time; ++turn) {
+    const Ended ended = drained(
+        quiet(1000ms),
+        [](ShutdownCoordinator& coordinator) {
+          coordinator.spawn("deaf", [] {
+            sigset_t all;
+            ::sigfillset(&all);
+            ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+            hang();
+          });
+        },
+        [](const ShutdownReport& report) {
+          expect_equal(report.stragglers.size(), std::size_t{1}, "stragglers");
+          // The stacks have half of the last 50 ms.
+          if (report.elapsed < 1000ms + 50ms) say("in time\n");
+        });
+    INFO(ended.err);
+    CHECK(ended.how == "exit 0");
+    in_time = ended.out == "in time\n";
+  }
+  CHECK(in_time);
+}
+
 TEST_CASE("the budgets of stages that begin late are their shares of what is left") {
   // With no margin the stages' budgets fill the whole grace period, less what the report needs.
   ShutdownOptions options = quiet(1200ms);

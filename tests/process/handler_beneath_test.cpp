@@ -7,12 +7,14 @@
 
 #include <lastcall/lastcall.hpp>
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <string>
@@ -335,6 +337,50 @@ TEST_CASE("without a descriptor for it, or after its end, what nobody takes is l
     INFO(ended.err);
     CHECK(ended.how == "exit 0");
   }
+}
+
+// The executable's own signalfd(), which goes before the C library's: it may refuse an addition.
+namespace {
+std::atomic<bool> refuses_additions{false};
+}  // namespace
+
+extern "C" int signalfd(int fd, const sigset_t* mask, int flags) noexcept {
+  using Make = int (*)(int, const sigset_t*, int);
+  static const auto real = reinterpret_cast<Make>(::dlsym(RTLD_NEXT, "signalfd"));
+  if (fd >= 0 && refuses_additions) {
+    errno = ENOMEM;
+    return -1;
+  }
+  return real(fd, mask, flags);
+}
+
+TEST_CASE(
+    "a descriptor that can't tell of one more number is closed, and what nobody takes is looked "
+    "up") {
+  const Ended ended = in_a_process([] {
+    set_handler(SIGHUP, count_and_hang);
+    set_handler(SIGUSR1, count_and_hang);
+    block_all();
+    ShutdownCoordinator coordinator(quiet());
+    std::atomic<int> calls{0};
+    const int before = support::open_descriptors();
+    coordinator.on_signal(SIGHUP, [&](const SignalInfo&) { ++calls; });
+    ::kill(::getpid(), SIGHUP);
+    expect_soon([&] { return calls == 1; }, "the first number");
+    expect_equal(support::open_descriptors(), before + 1, "descriptors");
+    refuses_additions = true;
+    coordinator.on_signal(SIGUSR1, [&](const SignalInfo&) { ++calls; });
+    for (const int number : {SIGUSR1, SIGHUP, SIGUSR1}) {
+      const int so_far = calls;
+      ::kill(::getpid(), number);
+      expect_soon([&] { return calls == so_far + 1; }, std::string(lastcall::signal_name(number)));
+    }
+    expect_equal(support::open_descriptors(), before, "descriptors after the refusal");
+    coordinator.request_shutdown();
+    coordinator.drain();
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
 }
 
 #endif

@@ -6,6 +6,7 @@
 #include "support/signals.hpp"
 #include "support/threads.hpp"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -548,5 +549,43 @@ TEST_CASE("a fork in the middle of signals and traps that come and go leaves bot
     stop(sender);
     ::raise(SIGUSR2);
     expect_equal(pending(trap), 1, "signals of the parent's trap");
+  }));
+}
+
+TEST_CASE(
+    "a fork in the middle of SignalIgnores that come and go, and no trap ever, harms neither "
+    "side") {
+  check_clean(in_a_process([] {
+    if (under_sanitizer) return;
+    std::atomic<bool> over{false};
+    Threads threads;
+    for (int at = 0; at < 2; ++at) {
+      threads.start([&] {
+        while (!over) const SignalIgnore ignore(SIGUSR1);
+      });
+    }
+    for (int turn = 0; turn < 200; ++turn) {
+      const auto how = in_a_grandchild([] {
+        ::alarm(10);
+        { const SignalIgnore own(SIGUSR2); }
+        expect(is_default(SIGUSR2), "the default is back");
+      });
+      if (!expect(how == "exit 0", how)) break;
+    }
+    over = true;
+    threads.join();
+  }));
+}
+
+TEST_CASE("a forked child has no descriptor more than its parent, also with stdin closed") {
+  check_clean(in_a_process([] {
+    ::close(STDIN_FILENO);
+    SignalTrap trap{SIGTERM};
+    const int before = open_descriptors();
+    const auto how = in_a_grandchild([&] {
+      expect(::fcntl(STDIN_FILENO, F_GETFD) == -1, "stdin is still closed");
+      expect_equal(open_descriptors(), before, "descriptors");
+    });
+    expect(how == "exit 0", how);
   }));
 }

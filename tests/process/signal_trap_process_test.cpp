@@ -347,6 +347,25 @@ TEST_CASE("a handler that gives way leaves a trap in place that has come meanwhi
   }));
 }
 
+TEST_CASE("who waits for a handler that is giving way sleeps, and takes its turn") {
+  check_clean(in_a_process([] {
+    lastcall::detail::signal_registry.changing = true;  // such a handler
+    std::atomic<bool> made{false};
+    const auto before = cpu_time_of_process();
+    std::thread waiter([&] {
+      const SignalTrap trap{SIGUSR1};
+      made = true;
+    });
+    std::this_thread::sleep_for(400ms);
+    const auto spent = cpu_time_of_process() - before;
+    expect(!made, "it waits");
+    lastcall::detail::signal_registry.changing = false;
+    waiter.join();
+    expect(made, "it has taken its turn");
+    expect(spent < 200ms, "it has slept");
+  }));
+}
+
 TEST_CASE("a handler that must give way while traps come and go does it when they have") {
   check_clean(in_a_process([] {
     set_handler(SIGUSR1, plain_handler);

@@ -388,3 +388,16 @@ TEST_CASE("observers are made whole, and tell or throw") {
   CHECK(sweep<Observers>().problems == "");
   CHECK(sweep<Observing>().problems == "");
 }
+
+TEST_CASE("a failure that there is no memory for is one all the same, and counts as lost") {
+  lastcall::detail::EngineLog log;
+  std::string task = long_name;
+  std::exception_ptr error = std::make_exception_ptr(std::runtime_error(long_name));
+  {
+    const starvation::Starving starving({}, 1);
+    log.add_failure(std::move(task), std::move(error));
+  }
+  CHECK(log.failures().empty());
+  CHECK(log.any_failed());
+  CHECK(log.any_lost());
+}

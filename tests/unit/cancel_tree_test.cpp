@@ -37,6 +37,14 @@ bool has_grown(const CancellationToken& token) {
   return (node->state.load() & lastcall::detail::sharded_flag) != 0;
 }
 
+/// How many nodes there are after `body` has run on a thread of its own, whose store of free ones has gone.
+template <class Body>
+std::size_t in_use_after(Body body) {
+  using lastcall::detail::NodePool;
+  std::thread(body).join();
+  return NodePool::is_used ? NodePool::census().used : 0;
+}
+
 /// Runs on so many threads that every shard gets its share: threads are numbered in turn.
 template <class Body>
 void on_new_threads(int count, Body body) {
@@ -223,11 +231,6 @@ TEST_CASE("Waking what a cancel has marked waits for a lock that is held, if it 
 }
 
 TEST_CASE("A node is given back whose cancel has run the last of its callbacks") {
-  using lastcall::detail::NodePool;
-  const auto in_use_after = [](auto body) {
-    std::thread(body).join();  // and its store of free nodes has gone
-    return NodePool::is_used ? NodePool::census().used : 0;
-  };
   const auto before = in_use_after([] { CancellationSource{}; });
   for (const bool grown : {false, true}) {
     for (std::size_t count = 0; count < 4; ++count) {
@@ -244,6 +247,53 @@ TEST_CASE("A node is given back whose cancel has run the last of its callbacks")
       });
       CHECK(ran == static_cast<int>(count));
       CHECK(after == before);
+    }
+  }
+}
+
+TEST_CASE("Nodes that only what is below holds up go with the last of that") {
+  const auto before = in_use_after([] { CancellationSource{}; });
+  const auto add_handleless = [](CancellationToken parent) {
+    CancellationSource middle(parent);
+    middle.disarm();
+    return CancellationSource(middle.token());
+  };
+  SECTION("a child, or two") {
+    for (const int children : {1, 2}) {
+      CHECK(before == in_use_after([&] {
+              auto parent = std::make_unique<CancellationSource>();
+              std::vector<CancellationSource> below;
+              for (int i = 0; i < children; ++i) below.push_back(add_handleless(parent->token()));
+              parent->disarm();
+              parent.reset();
+            }));
+    }
+  }
+  SECTION("a callback") {
+    CHECK(before == in_use_after([] {
+            auto parent = std::make_unique<CancellationSource>();
+            const AnyCallback callback(parent->token(), [] {});
+            parent->disarm();
+            parent.reset();
+          }));
+  }
+  SECTION("a merge: of one, of two, of all, of merges") {
+    for (const std::size_t holds :
+         {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{5}}) {
+      CHECK(before == in_use_after([&] {
+              const CancellationSource top;
+              std::vector<CancellationSource> held;
+              std::vector<CancellationToken> parents;
+              for (int i = 0; i < 5; ++i) parents.push_back(add_handleless(top.token()).token());
+              for (std::size_t i = 0; i < 5 - holds; ++i) {
+                held.push_back(CancellationSource(parents[i]));
+              }
+              CancellationSource merged = CancellationSource::any_of(parents);
+              parents.clear();
+              const CancellationSource again =
+                  CancellationSource::any_of({merged.token(), top.token()});
+              merged.disarm();
+            }));
     }
   }
 }

@@ -816,6 +816,27 @@ TEST_CASE("can_be_cancelled() is exact however deep, wide and tangled the any_of
   }
 }
 
+TEST_CASE(
+    "can_be_cancelled() looks at all parents of an any_of, also behind a merge of dead ones") {
+  for (const std::size_t alive : {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{3}}) {
+    INFO("parent " << alive << " is alive");
+    std::vector<CancellationSource> sources(4);
+    std::vector<CancellationToken> parents;
+    for (const CancellationSource& source : sources) {
+      parents.push_back(
+          bereft(CancellationSource::any_of({source.token(), bereft(CancellationSource())})));
+    }
+    const CancellationToken merged = bereft(CancellationSource::any_of(parents));
+    CHECK(merged.can_be_cancelled());
+    for (CancellationSource& source : sources) source.disarm();
+    std::optional<CancellationSource> kept(std::move(sources[alive]));
+    sources.clear();
+    CHECK(merged.can_be_cancelled());
+    kept.reset();
+    CHECK_FALSE(merged.can_be_cancelled());
+  }
+}
+
 TEST_CASE("A child of a token that can never be cancelled still has its own source") {
   auto parent = std::make_unique<CancellationSource>();
   const CancellationToken dead = parent->token();

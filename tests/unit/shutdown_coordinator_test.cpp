@@ -1108,6 +1108,28 @@ TEST_CASE("a storm of repeated signals leaves a short story, which says how many
   CHECK(report.events.size() < 200);
 }
 
+TEST_CASE("what a storm's short story leaves out is counted") {
+  const int queued = SIGRTMIN + 3;  // unlike SIGTERM, each one comes
+  ShutdownOptions options = quiet();
+  options.signals = {queued};
+  ShutdownCoordinator coordinator(options);
+  REQUIRE(coordinator.spawn("task", [queued](const CancellationToken& token) {
+    token.wait();
+    for (int sent = 0; sent < 70; ++sent) ::kill(::getpid(), queued);
+  }));
+  ::kill(::getpid(), queued);
+  const ShutdownReport report = coordinator.drain();
+  const std::string told = story_of(report.events, {EventKind::signal});
+  INFO(told);
+  CHECK(support::count_of(told, "signal skipped SIGRTMIN+3") == 50);
+  CHECK(support::count_of(told, "repeated signals") == 1);
+  for (const auto& event : report.events) {
+    if (event.name == "repeated signals") {
+      CHECK(event.detail == "20 more: shutting down already");
+    }
+  }
+}
+
 TEST_CASE(
     "a service that reloads for years doesn't grow: of the time before the request the last "
     "events are kept") {

@@ -230,6 +230,18 @@ TEST_CASE("who leaves at the abort has half of the abort margin for it, however 
   }
 }
 
+TEST_CASE("without an abort margin, too, the report has time of its own before the end") {
+  for (const auto grace : {100ms, 1000ms, 25000ms}) {
+    INFO(grace.count() << " ms");
+    ShutdownOptions options = quiet(grace);
+    options.abort_margin = 0ms;
+    lastcall::detail::EngineState state(options);
+    const lastcall::Clock::time_point end = lastcall::Clock::now() + grace;
+    state.end_at.store(end);
+    CHECK(end - state.wait_until() == std::min<lastcall::Clock::duration>(grace / 20, 50ms));
+  }
+}
+
 TEST_CASE("stage() refuses no budget at all and a negative one") {
   ShutdownCoordinator coordinator(quiet());
   for (const auto budget : {0ms, -5ms, std::chrono::milliseconds::min()}) {
