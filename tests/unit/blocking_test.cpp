@@ -453,12 +453,16 @@ TEST_CASE("wait: beside waiters of every kind each callback of the token runs on
 TEST_CASE("wait: no wake-up is lost while a deadline's callback waits for the waiter") {
   // The deadline comes between the decision to block and the block, and the callback keeps the timer
   // thread until the waiter is out.
-  const CancellationSource source(CancellationToken(), 20ms);
   Waiting waiting;
   Brink here;
   std::atomic<bool> called{false};
   std::atomic<bool> is_out{false};
-  const auto join = [&] {
+  bool came_first = false;
+  const std::function<void()> join = [&, main = std::this_thread::get_id()] {
+    if (std::this_thread::get_id() == main) {
+      came_first = true;
+      return;
+    }
     called = true;
     here.reached.wait();
     std::this_thread::sleep_for(20ms);
@@ -466,10 +470,17 @@ TEST_CASE("wait: no wake-up is lost while a deadline's callback waits for the wa
     is_out = support::eventually([&] { return waiting.is_over(); }, 20s);
     if (!is_out) waiting.changed.notify_all();
   };
-  const lastcall::CancellationCallback callback(source.token(), join);
+  std::optional<CancellationSource> source;
+  std::optional<lastcall::CancellationCallback<std::function<void()>>> callback;
+  for (auto timeout = 20ms; !callback || came_first; timeout *= 10) {
+    callback.reset();
+    came_first = false;
+    source.emplace(CancellationToken(), timeout);
+    callback.emplace(source->token(), join);
+  }
   support::Threads threads;
   brink_of_wait = &here;
-  threads.start([&] { waiting.run(source.token()); });
+  threads.start([&] { waiting.run(source->token()); });
   CHECK(support::eventually([&] { return called.load(); }));
   // On a slow machine it was cancelled before it came to block.
   CHECK(support::eventually([&] { return here.reached.is_open() || waiting.is_over(); }));

@@ -253,19 +253,20 @@ TEST_CASE("A node is given back whose cancel has run the last of its callbacks")
 
 TEST_CASE("Nodes that only what is below holds up go with the last of that") {
   const auto before = in_use_after([] { CancellationSource{}; });
-  const auto add_handleless = [](CancellationToken parent) {
-    CancellationSource middle(parent);
-    middle.disarm();
-    return CancellationSource(middle.token());
+  // Of a source that goes without cancelling.
+  const auto token_of_child = [](const CancellationToken& parent) {
+    CancellationSource child(parent);
+    child.disarm();
+    return child.token();
   };
   SECTION("a child, or two") {
     for (const int children : {1, 2}) {
       CHECK(before == in_use_after([&] {
-              auto parent = std::make_unique<CancellationSource>();
-              std::vector<CancellationSource> below;
-              for (int i = 0; i < children; ++i) below.push_back(add_handleless(parent->token()));
-              parent->disarm();
-              parent.reset();
+              std::vector<CancellationToken> below;
+              const CancellationToken parent = token_of_child(CancellationToken());
+              for (int i = 0; i < children; ++i) {
+                below.push_back(token_of_child(token_of_child(parent)));
+              }
             }));
     }
   }
@@ -282,12 +283,10 @@ TEST_CASE("Nodes that only what is below holds up go with the last of that") {
          {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{5}}) {
       CHECK(before == in_use_after([&] {
               const CancellationSource top;
-              std::vector<CancellationSource> held;
               std::vector<CancellationToken> parents;
-              for (int i = 0; i < 5; ++i) parents.push_back(add_handleless(top.token()).token());
-              for (std::size_t i = 0; i < 5 - holds; ++i) {
-                held.push_back(CancellationSource(parents[i]));
-              }
+              for (int i = 0; i < 5; ++i) parents.push_back(token_of_child(top.token()));
+              const std::vector<CancellationToken> held(
+                  parents.begin(), parents.end() - static_cast<std::ptrdiff_t>(holds));
               CancellationSource merged = CancellationSource::any_of(parents);
               parents.clear();
               const CancellationSource again =
