@@ -120,7 +120,8 @@ TEST_CASE("run() exits with the code of the outcome") {
 }
 
 TEST_CASE("the process is gone within the grace period, whoever stays") {
-  ShutdownOptions options = telling(700ms);
+  const auto grace = support::enough(700ms);
+  ShutdownOptions options = telling(grace);
   Child child = Child::run([&] {
     ShutdownCoordinator coordinator(options);
     coordinator.spawn("stays", [] { hang(); });
@@ -132,8 +133,8 @@ TEST_CASE("the process is gone within the grace period, whoever stays") {
   child.send(SIGTERM);
   const Ended ended = child.end();
   CHECK(ended.how == "exit 124");
-  CHECK(watch.elapsed() < 700ms + slack);
-  CHECK(watch.elapsed() > 500ms);
+  CHECK(watch.elapsed() < grace + slack);
+  CHECK(watch.elapsed() > grace - 200ms);
   CHECK(contains(ended.out, "task overran service/stays\n"));
 }
 
@@ -442,8 +443,9 @@ TEST_CASE("main blocked in somebody's loop that an on_stop hook ends") {
 #endif
 
 TEST_CASE("main that never comes is waited for until the end, and then it is the straggler") {
+  constexpr auto grace = support::enough(600ms);
   Child child = Child::run([] {
-    ShutdownCoordinator coordinator(telling(600ms));
+    ShutdownCoordinator coordinator(telling(grace));
     say("ready\n");
     hang();
   });
@@ -452,8 +454,8 @@ TEST_CASE("main that never comes is waited for until the end, and then it is the
   child.send(SIGTERM);
   const Ended ended = child.end();
   CHECK(ended.how == "exit 124");
-  CHECK(watch.elapsed() > 450ms);
-  CHECK(watch.elapsed() < 600ms + slack);
+  CHECK(watch.elapsed() > grace - 150ms);
+  CHECK(watch.elapsed() < grace + slack);
   CHECK(contains(ended.out, "stage ok service\n"));
   CHECK(contains(ended.out, "task overran main\n"));
 }
@@ -472,14 +474,15 @@ TEST_CASE("a coordinator that only a thread waits for ends the process as well")
 
 TEST_CASE("from drain()'s return on nothing exits by force, also after an overrun") {
   const Ended ended = in_a_process([] {
-    ShutdownOptions options = quiet(300ms);
+    const auto grace = support::enough(300ms);
+    ShutdownOptions options = quiet(grace);
     ShutdownCoordinator coordinator(options);
     coordinator.spawn("stays", [] { hang(); });
     coordinator.on_stop("hangs", [] { hang(); });
     coordinator.request_shutdown();
     const Stopwatch watch;
     const ShutdownReport report = coordinator.drain();
-    expect(watch.elapsed() < 300ms + slack, "in time");
+    expect(watch.elapsed() < grace + slack, "in time");
     expect(report.outcome == Outcome::overrun, "an overrun");
     expect_equal(report.exit_code, 124, "the code");
     std::this_thread::sleep_for(500ms);  // past every end
@@ -566,10 +569,11 @@ TEST_CASE("run() after drain() exits at once with the report's code, and flushes
 
 TEST_CASE("run() after drain() is bounded, too, when the flush hangs, which it names") {
   // By one caller or by several at once: it is said once.
+  constexpr auto grace = support::enough(400ms);
   for (const int more : {0, 30}) {
     const Stopwatch watch;
     const Ended ended = in_a_process([more] {
-      ShutdownOptions options = quiet(400ms);
+      ShutdownOptions options = quiet(grace);
       options.last_words = STDERR_FILENO;
       ShutdownCoordinator coordinator(options);
       coordinator.request_shutdown();
@@ -585,7 +589,7 @@ TEST_CASE("run() after drain() is bounded, too, when the flush hangs, which it n
     });
     INFO(ended.err);
     CHECK(ended.how == "exit 0");
-    CHECK(watch.elapsed() < 400ms + slack);
+    CHECK(watch.elapsed() < grace + slack);
     CHECK(support::starts_with(ended.err, "lastcall: out of time after "));
     CHECK(contains(ended.err, " ms; still in:\nlastcall:   'flushing the streams', "));
     CHECK(support::count_of(ended.err, "out of time") == 1);

@@ -27,7 +27,7 @@ inline constexpr std::string_view emulator = LASTCALL_TEST_EMULATOR;
 /// A grace period whose last part is to do for stacks, report and flush: an emulator translates first what it has not
 /// run yet.
 constexpr std::chrono::milliseconds enough(std::chrono::milliseconds period) {
-  return emulator.empty() ? period : 4 * period;
+  return emulator.empty() ? period : 8 * period;
 }
 
 /// The words that execute a program that was built with this one.

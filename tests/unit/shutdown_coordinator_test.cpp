@@ -296,7 +296,7 @@ TEST_CASE("the exit codes are the ones asked for") {
     coordinator.request_shutdown();
     CHECK(coordinator.drain().exit_code == 4);
   }
-  options.grace_period = 150ms;
+  options.grace_period = support::enough(150ms);
   ShutdownCoordinator coordinator(options);
   WaitGroup::Guard stays = coordinator.enter("stays");
   coordinator.on_stop("throws", [] { throw 1; });
