@@ -10,7 +10,6 @@
 #include "support/process.hpp"
 #include "support/threads.hpp"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -721,35 +720,6 @@ TEST_CASE(
   }
   CHECK(in_time);
 }
-
-#if defined(LASTCALL_HANGING_MODULE)
-
-TEST_CASE("a dynamic loader that hangs does not make the report late") {
-  if (support::under_sanitizer || !support::emulator.empty()) return;  // a matter of milliseconds
-  bool in_time = false;
-  for (int turn = 0; turn < 3 && !in_time; ++turn) {
-    const Ended ended = drained(
-        quiet(1000ms),
-        [](ShutdownCoordinator& coordinator) {
-          coordinator.spawn("loads", [] {
-            say("loading\n");
-            ::dlopen(LASTCALL_HANGING_MODULE, RTLD_NOW);
-          });
-          std::this_thread::sleep_for(100ms);
-        },
-        [](const ShutdownReport& report) {
-          expect(support::find_straggler(report.stragglers, "loads") != nullptr, "who loads");
-          // The names of frames have half of the last 50 ms, and as long again to be given up.
-          if (report.elapsed < 1000ms + 75ms) say("in time\n");
-        });
-    INFO(ended.err);
-    CHECK(ended.how == "exit 0");
-    in_time = ended.out == "loading\nin time\n";
-  }
-  CHECK(in_time);
-}
-
-#endif
 
 TEST_CASE("the budgets of stages that begin late are their shares of what is left") {
   // With no margin the stages' budgets fill the whole grace period, less what the report needs.
