@@ -1,10 +1,11 @@
-# Install rules: headers, a package for find_package(lastcall), and a file for pkg-config. Nothing of
-# it depends on the processor, so that all of it goes below share/ and serves every architecture.
+# Install rules: headers, a package for find_package(lastcall), a file for pkg-config, and the licence. Nothing
+# of it depends on the processor, so that all of it goes below share/ and serves every architecture.
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/lastcall" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
         FILES_MATCHING PATTERN "*.hpp")
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 
 install(TARGETS lastcall EXPORT lastcallTargets INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 
