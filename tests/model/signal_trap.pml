@@ -1,5 +1,5 @@
 /* The protocol of SignalTrap: handlers on any thread against a reader, against traps that come and go, and
- * against fork(). I1 to I10 are the invariants at the head of include/lastcall/signal_trap.hpp.
+ * against fork(). I1 to I11 are the invariants at the head of include/lastcall/signal_trap.hpp.
  *
  *   spin -DPART=1 -a signal_trap.pml && cc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m200000
  *
