@@ -15,8 +15,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <string>
-#include <thread>
 
 namespace {
 
@@ -62,9 +60,12 @@ int main() {
   lastcall::ShutdownCoordinator coordinator;
   coordinator.spawn("acceptor", [&](lastcall::CancellationToken token) {
     while (const auto connection = lastcall::accept(listener, token)) {
-      coordinator.spawn("echo",
-                        [fd = *connection](lastcall::CancellationToken stop) { echo(fd, stop); });
+      const int fd = *connection;
+      const bool taken =
+          coordinator.spawn("echo", [fd](lastcall::CancellationToken stop) { echo(fd, stop); });
+      if (!taken) ::close(fd);  // the signal came in between
     }
+    ::close(listener);  // whoever has connected and was not accepted hears of it
     std::puts("acceptor: left accept()");
   });
 
@@ -80,6 +81,5 @@ int main() {
     ::close(client);
   });
 
-  coordinator.on_drained("listener", [&] { ::close(listener); });
   coordinator.run();
 }
