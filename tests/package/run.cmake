@@ -19,10 +19,8 @@ set(prefix "${work}/moved")
 if(KIND MATCHES "find_package|pkg_config")
   run("${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${work}/installed")
   file(RENAME "${work}/installed" "${prefix}")
-  # Wherever documents go, which is the packager's to say, the licence has come along.
-  file(GLOB_RECURSE licence "${prefix}/*/LICENSE")
-  if(NOT licence)
-    message(FATAL_ERROR "${KIND}: no LICENSE below ${prefix}")
+  if(NOT EXISTS "${prefix}/share/doc/lastcall/LICENSE")
+    message(FATAL_ERROR "${KIND}: the licence has not come along")
   endif()
 endif()
 
