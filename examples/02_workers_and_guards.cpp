@@ -11,8 +11,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace std::chrono_literals;
@@ -27,7 +29,8 @@ int main() {
   coordinator.spawn("acceptor", [&](lastcall::CancellationToken token) {
     for (int number = 1; lastcall::sleep_for(100ms, token); ++number) {
       // The guard is what the process will wait for. It goes where the job goes.
-      auto guard = coordinator.enter("job " + std::to_string(number));
+      auto guard = coordinator.try_enter("job " + std::to_string(number));
+      if (!guard) break;  // the signal came in between
       ++accepted;
       std::printf("job %d accepted\n", number);
       pool.emplace_back([&finished, number, job = std::move(guard)] {
@@ -39,12 +42,16 @@ int main() {
     std::puts("acceptor: no more jobs");
   });
 
-  coordinator.on_drained("count", [&] {
-    // Everybody has left by now, so nobody gets in any more.
-    if (!coordinator.try_enter()) std::puts("a late job: refused");
-    std::printf("%d jobs accepted, %d finished: %s\n", accepted.load(), finished.load(),
-                accepted == finished ? "none lost" : "SOME ARE LOST");
-  });
-
+  try {
+    coordinator.on_drained("count", [&] {
+      // Everybody has left by now, so nobody gets in any more.
+      if (!coordinator.try_enter()) std::puts("a late job: refused");
+      std::printf("%d jobs accepted, %d finished: %s\n", accepted.load(), finished.load(),
+                  accepted == finished ? "none lost" : "SOME ARE LOST");
+    });
+  } catch (const std::logic_error&) {
+    // A signal may come so early that all is over before this line.
+    if (coordinator.is_ready()) throw;
+  }
   coordinator.run();
 }
