@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <deque>
 #include <mutex>
+#include <stdexcept>
 
 using namespace std::chrono_literals;
 
@@ -48,24 +49,30 @@ int main() {
   int written = 0;
 
   lastcall::ShutdownCoordinator coordinator;  // is itself the first stage: "service"
-  lastcall::Stage& writing = coordinator.stage("writing", 3s);
-  lastcall::Stage& database = coordinator.stage("database", 2s);
+  try {
+    lastcall::Stage& writing = coordinator.stage("writing", 3s);
+    lastcall::Stage& database = coordinator.stage("database", 2s);
 
-  coordinator.spawn("producer", [&](lastcall::CancellationToken token) {
-    while (lastcall::sleep_for(20ms, token)) queue.put(++put);
-    std::printf("producer: put %d records\n", put);
-  });
-  writing.spawn("writer", [&](lastcall::CancellationToken token) {
-    for (int record = 0; queue.take(record, token);) {
-      lastcall::sleep_for(30ms, {});  // slower than the producer: the queue fills up
-      if (++written % 10 == 0) std::printf("writer: %d records\n", written);
-    }
-    std::printf("writer: wrote %d records\n", written);
-  });
-  database.on_stop("checkpoint", [] { std::puts("database: checkpoint"); });
-  database.on_drained("close", [&] {
-    std::printf("database: closed; %s\n", put == written ? "none lost" : "SOME ARE LOST");
-  });
+    // Last things first: who is to write is there before there is anything to be written.
+    database.on_stop("checkpoint", [] { std::puts("database: checkpoint"); });
+    database.on_drained("close", [&] {
+      std::printf("database: closed; %s\n", put == written ? "none lost" : "SOME ARE LOST");
+    });
+    writing.spawn("writer", [&](lastcall::CancellationToken token) {
+      for (int record = 0; queue.take(record, token);) {
+        lastcall::sleep_for(30ms, {});  // slower than the producer: the queue fills up
+        if (++written % 10 == 0) std::printf("writer: %d records\n", written);
+      }
+      std::printf("writer: wrote %d records\n", written);
+    });
+    coordinator.spawn("producer", [&](lastcall::CancellationToken token) {
+      while (lastcall::sleep_for(20ms, token)) queue.put(++put);
+      std::printf("producer: put %d records\n", put);
+    });
+  } catch (const std::logic_error&) {
+    // A signal came before all of it was declared: run() ends what there is.
+    if (coordinator.is_ready()) throw;
+  }
 
   coordinator.run();
 }

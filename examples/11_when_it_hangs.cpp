@@ -1,10 +1,10 @@
 // 11: when it hangs. Press Ctrl-C, and watch who holds it up.
 //
 // What to watch for: three who don't come back, each held by something else: a read from a peer that
-// says nothing, a loop that never looks at its token, a hook that waits for a lock. Each is named with
-// the line where it came in, what the kernel says its thread waits in, and its stack; the process is
-// gone after the grace period all the same, with the exit code 124. This program is linked with -rdynamic:
-// without, stacks say module+offset, which addr2line -e takes.
+// says nothing, a loop that never looks at its token, a hook that waits for a lock. Each is named, with
+// what the kernel says its thread waits in, and its stack; a task also with the line where it came in. The
+// process is gone after the grace period all the same, with the exit code 124. This program is linked with
+// -rdynamic: without, stacks say module+offset, which addr2line -e takes.
 //
 // Ctrl-\ (SIGQUIT) shows who is in now, and goes on.
 #include <lastcall/lastcall.hpp>
@@ -17,7 +17,7 @@
 #include <csignal>
 #include <cstdio>
 #include <mutex>
-#include <thread>
+#include <stdexcept>
 
 using namespace std::chrono_literals;
 
@@ -50,8 +50,14 @@ int main() {
   options.abort_margin = 1s;
   options.dump_signal = SIGQUIT;
   lastcall::ShutdownCoordinator coordinator(options);
-  lastcall::Stage& storage = coordinator.stage("storage", 1s);
-
+  try {
+    lastcall::Stage& storage = coordinator.stage("storage", 1s);
+    storage.on_stop("flush cache", [&] { example::flush_cache(cache); });
+    storage.on_stop("close database", [] { std::puts("the database is closed"); });
+  } catch (const std::logic_error&) {
+    // A signal came before the stage was declared.
+    if (coordinator.is_ready()) throw;
+  }
   coordinator.spawn("uploader", [&](const lastcall::CancellationToken&) {
     example::receive_answer(connection[0]);
   });
@@ -60,11 +66,9 @@ int main() {
   coordinator.spawn("greeter", [](const lastcall::CancellationToken& token) { token.wait(); });
   // Held until the end, which run() doesn't return from.
   // NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores)
-  const auto first = coordinator.enter();
+  const auto first = coordinator.try_enter();
   // NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores)
-  const auto second = coordinator.enter();
-  storage.on_stop("flush cache", [&] { example::flush_cache(cache); });
-  storage.on_stop("close database", [] { std::puts("the database is closed"); });
+  const auto second = coordinator.try_enter();
 
   const std::lock_guard held(cache);
   std::printf("pid %d is up\n", ::getpid());

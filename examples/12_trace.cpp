@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
@@ -19,15 +20,7 @@ namespace {
 // Work that has to be finished, told or not.
 void work(std::chrono::milliseconds time) { std::this_thread::sleep_for(time); }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  lastcall::ShutdownOptions options;
-  options.grace_period = 4s;
-  options.announce_delay = 300ms;
-  options.abort_margin = 1500ms;
-  options.observer = lastcall::silent_observer();
-  lastcall::ShutdownCoordinator coordinator(options);
+void declare(lastcall::ShutdownCoordinator& coordinator) {
   lastcall::Stage& writing = coordinator.stage("writing", 500ms);
   lastcall::Stage& database = coordinator.stage("database", 1s);
 
@@ -50,6 +43,23 @@ int main(int argc, char** argv) {
   writing.on_drained("sync the log", [] { work(150ms); });
   database.on_stop("checkpoint", [] { work(300ms); });
   database.on_drained("close", [] { work(200ms); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  lastcall::ShutdownOptions options;
+  options.grace_period = 4s;
+  options.announce_delay = 300ms;
+  options.abort_margin = 1500ms;
+  options.observer = lastcall::silent_observer();
+  lastcall::ShutdownCoordinator coordinator(options);
+  try {
+    declare(coordinator);
+  } catch (const std::logic_error&) {
+    // A signal came before all of it was declared.
+    if (coordinator.is_ready()) throw;
+  }
 
   work(200ms);
   coordinator.request_shutdown(lastcall::Cause::cancelled("the show is over"));
