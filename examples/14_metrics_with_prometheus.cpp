@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <stdexcept>
 #include <string>
 
 using namespace std::chrono_literals;
@@ -29,7 +30,8 @@ struct Metrics : lastcall::Observer {
     using enum lastcall::EventResult;
     const std::chrono::duration<double> took = event.end - event.begin;
     if (event.kind == phase) phases.Add({{"phase", event.name}}).SetToCurrentTime();
-    if (event.kind == stage) stages.Add({{"stage", event.name}}).Set(took.count());
+    if (event.kind == stage && event.result != begun)
+      stages.Add({{"stage", event.name}}).Set(took.count());
     if (event.kind == task && event.result == overran)
       stragglers.Add({{"name", event.name}}).Set(1);
   }
@@ -61,10 +63,15 @@ int main() {
   options.abort_margin = 200ms;
   options.observer = std::make_shared<Metrics>(*registry);
   lastcall::ShutdownCoordinator coordinator(options);
-  lastcall::Stage& storage = coordinator.stage("storage", 500ms);
+  try {
+    lastcall::Stage& storage = coordinator.stage("storage", 500ms);
+    storage.on_stop("checkpoint", [] { lastcall::sleep_for(50ms, {}); });
+  } catch (const std::logic_error&) {
+    // A signal came before the stage was declared.
+    if (coordinator.is_ready()) throw;
+  }
   coordinator.spawn("deaf worker",
                     [](const lastcall::CancellationToken&) { lastcall::sleep_for(1h, {}); });
-  storage.on_stop("checkpoint", [] { lastcall::sleep_for(50ms, {}); });
 
   std::printf("curl 127.0.0.1:%d/metrics\n", exposer.GetListeningPorts().front());
   std::fflush(stdout);
