@@ -103,16 +103,24 @@ void add_routes(httplib::Server& server, lastcall::ShutdownCoordinator& coordina
   // Declared before the coordinator, and therefore still there as long as anything of it runs.
   orders::OrderStore store(settings.database);
   httplib::Server server;
+  std::atomic<bool> listens{false};
   std::atomic<bool> served{false};
+  std::atomic<bool> stopped{false};
 
   lastcall::ShutdownOptions options;
   options.grace_period = settings.grace;
   options.announce_delay = settings.announce;
   lastcall::ShutdownCoordinator coordinator(options);
 
-  lastcall::Stage& storage = coordinator.stage("storage", settings.grace / 4);
-  storage.spawn("flusher", [&](lastcall::CancellationToken token) { store.flush_until(token); });
-  storage.on_drained("close database", [&] { store.close(); });
+  try {
+    lastcall::Stage& storage = coordinator.stage("storage", settings.grace / 4);
+    storage.spawn("flusher", [&](lastcall::CancellationToken token) { store.flush_until(token); });
+    storage.on_drained("close database", [&] { store.close(); });
+  } catch (const std::logic_error&) {
+    // A signal came before all of it was declared: nobody has been served, and nothing can be lost.
+    if (coordinator.is_ready()) throw;
+    coordinator.run();
+  }
 
   server.new_task_queue = [] {
     return new httplib::ThreadPool(32);
@@ -127,14 +135,18 @@ void add_routes(httplib::Server& server, lastcall::ShutdownCoordinator& coordina
 
   coordinator.on_stop("http server", [&] {
     // cpp-httplib forgets a stop() that comes before listen(), as it may: signals come when they
-    // like.
-    while (!server.is_running() && !served) std::this_thread::sleep_for(milliseconds(1));
+    // like. Before this line even, and then the hook runs here.
+    stopped = true;
+    while (listens && !server.is_running() && !served) {
+      std::this_thread::sleep_for(milliseconds(1));
+    }
     server.stop();
   });
 
   std::printf("order_service: pid %d listens on %s:%d\n", ::getpid(), settings.host.c_str(), port);
   std::fflush(stdout);
-  server.listen_after_bind();  // until the hook
+  listens = true;
+  if (!stopped) server.listen_after_bind();  // until the hook
   served = true;
   coordinator.run();
 }
