@@ -25,7 +25,6 @@
 
 #include <sys/types.h>
 
-#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,7 +32,7 @@
 namespace lastcall {
 
 /// How a shutdown ended, best first.
-enum class Outcome : std::uint8_t {
+enum class Outcome {
   clean,    ///< everybody left in time and nobody threw
   failed,   ///< a task or a hook threw, or that was why it shut down
   overrun,  ///< somebody was still in at the end

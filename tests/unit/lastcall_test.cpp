@@ -104,6 +104,10 @@ static_assert(same<decltype(accept(0, Token())), std::optional<int>>);
 
 // ---- the roof
 
+static_assert(same<std::underlying_type_t<Outcome>, int> &&
+              same<std::underlying_type_t<Phase>, int>);
+static_assert(same<std::underlying_type_t<Ready>, int> &&
+              same<std::underlying_type_t<OnFailure>, int>);
 static_assert(same<std::underlying_type_t<EventKind>, std::uint8_t>);
 static_assert(same<std::underlying_type_t<EventResult>, std::uint8_t>);
 static_assert(std::has_virtual_destructor_v<Observer> && std::is_abstract_v<Observer>);

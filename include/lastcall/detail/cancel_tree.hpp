@@ -239,14 +239,14 @@ inline int pollable_fd(Node* node) {
   Owned<PollableFlag> flag(new PollableFlag(doing));
   Owned<Extension> spare(new Extension);
   state = lock_bit(node->state);
-  if (existing() == nullptr) {
-    Extension* extension = extension_of(node);
-    if (extension == nullptr) extension = set_extension(node, spare.release());
+  Extension* extension = extension_of(node);
+  if (extension == nullptr) extension = set_extension(node, spare.release());
+  if (extension->flag.get() == nullptr) {
     extension->flag = std::move(flag);
     // A canceller that has marked the node already may not see the flag.
     if ((state & cancelled_flag) != 0) extension->flag->raise();
   }
-  const int fd = existing()->fd();
+  const int fd = extension->flag->fd();
   unlock_bit(node->state, state);
   return fd;
 }

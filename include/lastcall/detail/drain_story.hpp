@@ -41,8 +41,9 @@ class DrainStory {
     if (std::exchange(request_told_, true)) return;
     const Cause cause = engine_.cause();
     // What came first is told first, also if its turn in the ring has not come.
-    if (CauseAccess::peek(cause) == engine_.signal_record) {
-      note_signal(*cause.signal(), EventResult::ok, cause.message());
+    const SignalInfo* const signal = cause.signal();
+    if (signal != nullptr && CauseAccess::peek(cause) == engine_.signal_record) {
+      note_signal(*signal, EventResult::ok, cause.message());
     }
     const Clock::time_point since = engine_.requested_at.load();
     next_status_ = since + std::chrono::seconds(1);

@@ -79,6 +79,13 @@ class QuietWrites {
   bool was_pending_ = false;
 };
 
+constexpr bool would_block(int error) noexcept {
+#if EAGAIN != EWOULDBLOCK
+  if (error == EWOULDBLOCK) return true;
+#endif
+  return error == EAGAIN;
+}
+
 // One attempt: how much was taken, or -1 with errno. EAGAIN: it would have had to wait.
 inline ssize_t write_if_writable(int fd, const char* data, std::size_t size) noexcept {
   pollfd entry{fd, POLLOUT, 0};
@@ -149,7 +156,7 @@ inline std::size_t write_bounded(int fd, const char* data, std::size_t size,
       continue;
     }
     if (taken < 0 && errno == EINTR) continue;
-    if (taken == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) break;
+    if (taken == 0 || !would_block(errno)) break;
     const Clock::time_point now = Clock::now();
     if (now >= end) break;
     pollfd entry{fd, POLLOUT, 0};
