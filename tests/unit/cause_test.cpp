@@ -199,6 +199,10 @@ TEST_CASE("A failure's message is what() unless one is given") {
   CHECK(told.exception() == error);
 }
 
+TEST_CASE("What std::current_exception() has no pointer for is an exception of another language") {
+  CHECK(lastcall::detail::describe_exception(nullptr) == "an exception of another language");
+}
+
 TEST_CASE("A failure that is no std::exception, or says nothing, still has a message") {
   CHECK_FALSE(Cause::failure(std::make_exception_ptr(42)).message().empty());
   CHECK_FALSE(Cause::failure(std::make_exception_ptr(SaysNothing())).message().empty());

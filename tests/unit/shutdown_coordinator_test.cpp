@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
 #include "support/emulation.hpp"
+#include "support/foreign.hpp"
 #include "support/json_check.hpp"
 #include "support/threads.hpp"
 
@@ -736,6 +737,40 @@ TEST_CASE("what an observer throws is swallowed, and it is told the next event")
   const ShutdownReport report = coordinator.drain();
   CHECK(report.outcome == Outcome::clean);
   CHECK(report.failures.empty());
+  CHECK(story_of(witness->events()) == story_of(report.events));
+}
+
+TEST_CASE(
+    "an exception of another language is one like any other: of hooks, observers, functions") {
+  const auto witness =
+      std::make_shared<Witness>([](const lastcall::Event&) { support::throw_foreign(); });
+  ShutdownOptions options = quiet();
+  options.observer = witness;
+  ShutdownCoordinator coordinator(options);
+  std::atomic<int> called{0};
+  coordinator.on_signal(SIGHUP, [&called](const lastcall::SignalInfo&) {
+    ++called;
+    support::throw_foreign();
+  });
+  coordinator.on_stop("throws", [] { support::throw_foreign(); });
+  ::kill(::getpid(), SIGHUP);
+  REQUIRE(support::eventually([&called] { return called == 1; }));
+  ::kill(::getpid(), SIGHUP);
+  REQUIRE(support::eventually([&called] { return called == 2; }));
+  coordinator.request_shutdown();
+  coordinator.on_stop("throws late", [] { support::throw_foreign(); });
+  const ShutdownReport report = coordinator.drain();
+  CHECK(report.outcome == Outcome::failed);
+  REQUIRE(report.failures.size() == 2);
+  for (const lastcall::Failure& failure : report.failures) {
+    CHECK(lastcall::detail::describe_exception(failure.error) ==
+          "an exception of another language");
+  }
+  for (const char* const line : {"hook failed service/throws", "hook failed on SIGHUP"}) {
+    const lastcall::Event* const event = support::find_event(report.events, line);
+    REQUIRE(event != nullptr);
+    CHECK(event->detail == "an exception of another language");
+  }
   CHECK(story_of(witness->events()) == story_of(report.events));
 }
 

@@ -2,6 +2,7 @@
 #include <lastcall/task_group.hpp>
 
 #include "support/catch.hpp"
+#include "support/foreign.hpp"
 #include "support/process.hpp"
 #include "support/threads.hpp"
 
@@ -480,6 +481,24 @@ TEST_CASE("TaskGroup: an exception that is no std::exception is a failure like a
   group.spawn("odd", [] { throw 42; });
   CHECK_THROWS_AS(group.wait(), int);
   CHECK(group.token().cause().kind() == CauseKind::failure);
+}
+
+TEST_CASE("TaskGroup: an exception of another language is a failure like any other") {
+  const std::string words = "an exception of another language";
+  TaskGroup group;
+  std::atomic<int> alive{0};
+  group.spawn("spawned", [cargo = Cargo(alive)] { support::throw_foreign(); });
+  CHECK(what_of<std::exception>([&] { group.wait(); }) == words);
+  CHECK(group.token().cause().message() == "task 'spawned': " + words);
+  TaskGroup other;
+  auto wrapped = other.wrap("wrapped", [cargo = Cargo(alive)] { support::throw_foreign(); });
+  CHECK_NOTHROW(wrapped());
+  wrapped = {};
+  const std::vector<Failure> failures = other.failures();
+  REQUIRE(failures.size() == 1);
+  CHECK(what_of(failures[0].error) == words);
+  CHECK(other.token().cause().message() == "task 'wrapped': " + words);
+  CHECK(alive == 0);
 }
 
 TEST_CASE("TaskGroup: when many fail at once the cause is the first failure") {

@@ -207,9 +207,11 @@ inline void release(const CauseRecord* record, std::uint64_t times = 1) noexcept
   record->destroy(record);
 }
 
-/// what() of a std::exception, or that there is none.
+/// what() of a std::exception, or that there is none. Null: what std::current_exception() gives of an exception
+/// of another language.
 inline std::string describe_exception(const std::exception_ptr& error) {
 #if LASTCALL_EXCEPTIONS
+  if (error == nullptr) return "an exception of another language";
   try {
     std::rethrow_exception(error);
   } catch (const std::exception& known) {

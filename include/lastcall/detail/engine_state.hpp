@@ -70,7 +70,7 @@ LASTCALL_NO_NULL_CHECK std::exception_ptr thrown_by(Function&& function) {
 #endif
   catch (...) {
     let_thread_end();
-    return std::current_exception();
+    return what_is_handled();
   }
 #else
   function();

@@ -75,7 +75,11 @@ inline Cause cause_of(const Failure& failure) noexcept {
 class TaskCore final : public Counted {
  public:
   TaskCore(CancellationToken token, const TaskHooks& hooks)
-      : token_(std::move(token)), hooks_(hooks) {}
+      : token_(std::move(token)), hooks_(hooks) {
+#if LASTCALL_EXCEPTIONS
+    foreign_exception();  // made here: there may be no memory when a task throws one
+#endif
+  }
   ~TaskCore() {
     abandon();
     while (failures_ != nullptr) delete std::exchange(failures_, failures_->next);
@@ -244,7 +248,7 @@ class TaskCore final : public Counted {
       if (token_.is_cancelled()) return;  // it did as it was told
     } catch (...) {
     }
-    add_failure(task, std::current_exception());
+    add_failure(task, what_is_handled());
 #else
     static_cast<void>(task);
 #endif

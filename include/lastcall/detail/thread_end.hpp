@@ -5,12 +5,16 @@
 // only catch (...) sees it, there is no std::exception_ptr of it, and its `throw;` raises an exception
 // (_Unwind_RaiseException), which nobody catches: the process ends all the same. What has to be done there
 // is what libstdc++'s `throw;` does.
+//
+// An exception of another language (_Unwind_RaiseException) is seen by catch (...) alone, too, and has no
+// std::exception_ptr either. It is one of the library's own from there on: what_is_handled().
 #pragma once
 
 #include <lastcall/detail/config.hpp>
 
 #include <cstddef>
 #include <exception>
+#include <new>
 
 #if LASTCALL_EXCEPTIONS && defined(__GLIBCXX__)
 #include <cxxabi.h>
@@ -40,14 +44,41 @@ inline void let_thread_end() {
     offset = reinterpret_cast<const char*>(&thrown) - *handled -
              static_cast<std::ptrdiff_t>(sizeof(_Unwind_Exception));
   }
+  auto* const unwound = reinterpret_cast<_Unwind_Exception*>(ending + offset);
+  // Who ends a thread gives the unwinder a function that says where to stop. Another language's exception has none.
+  if (unwound->private_1 == 0) return;
   *handled = nullptr;  // it is no longer handled here: the end of the handler leaves it alone
-  ::_Unwind_Resume_or_Rethrow(reinterpret_cast<_Unwind_Exception*>(ending + offset));
+  ::_Unwind_Resume_or_Rethrow(unwound);
   std::terminate();
 }
 
 #else
 
 inline void let_thread_end() noexcept {}
+
+#endif
+
+#if LASTCALL_EXCEPTIONS
+
+/// Stands for an exception of another language, of which nothing can be known.
+struct ForeignException final : std::exception {
+  const char* what() const noexcept override { return "an exception of another language"; }
+};
+
+/// The one that there is. Never destroyed: threads of tasks may throw while the process exits.
+inline const std::exception_ptr& foreign_exception() noexcept {
+  alignas(std::exception_ptr) static unsigned char place[sizeof(std::exception_ptr)];
+  static const std::exception_ptr* const made =
+      ::new (place) std::exception_ptr(std::make_exception_ptr(ForeignException()));
+  return *made;
+}
+
+/// In a handler of (...), after let_thread_end(): what has been caught. Never null.
+inline std::exception_ptr what_is_handled() noexcept {
+  std::exception_ptr error = std::current_exception();
+  if (error == nullptr) error = foreign_exception();
+  return error;
+}
 
 #endif
 
