@@ -74,11 +74,13 @@ class ShutdownCoordinator {
       engine_->keep_for_ever();
       return;
     }
+    const detail::NoThreadCancellation whole;
     state().request(destroyed());
     engine_->wait_for_end(detail::Ending::destructor);
     engine_->put_away();
     if (engine_->is_in_use()) engine_->keep_for_ever();
     OnlyOne::release();
+    engine_.reset();  // closes descriptors: under `whole`
   }
 
   /// Take no new work: cancelled after the announce delay.
@@ -162,6 +164,7 @@ class ShutdownCoordinator {
   /// Who is in now, and where: the same as at the end, at any time. Interrupts the threads for a
   /// moment to take their stacks; some 100 us and more.
   std::vector<Straggler> snapshot() const {
+    const detail::NoThreadCancellation whole;
     std::vector<Straggler> all = detail::who_is_in(state());
     detail::ask_kernel(all, detail::deadline_after(std::chrono::milliseconds(200)));
     detail::add_stacks(all, std::chrono::milliseconds(200));

@@ -6,6 +6,7 @@
 #include <lastcall/detail/engine_state.hpp>
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/stack_capture.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 #include <lastcall/detail/thread_id.hpp>
 
 #include <algorithm>
@@ -112,7 +113,13 @@ class DrainCalls {
       const UntilReturn unwound{*this, section};
       const TaskScope scope(&engine_, name);
       const OpenToCapture open;
-      body();
+      if (call == DrainCall::naming) {
+        body();  // the library's own
+      } else {
+        const OpenToThreadCancellation to_cancels;
+        body();
+        to_cancels.let_thread_end_here();
+      }
       unwound.returned = true;
     }
     std::uint32_t inside = Section::inside;
@@ -127,7 +134,7 @@ class DrainCalls {
   }
 
  private:
-  // What is called may end its thread (pthread_exit): that unwinds the stack, and the successor goes on.
+  // What is called may end its thread (pthread_exit, pthread_cancel): that unwinds the stack, and the successor goes on.
   struct UntilReturn {
     DrainCalls& calls;
     Section& section;

@@ -29,6 +29,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Traps the signals and starts the two threads. All or nothing: std::system_error,
   /// std::invalid_argument (a signal that can't be trapped), std::logic_error (a SignalIgnore holds it).
   void start() {
+    const NoThreadCancellation whole;
     // Threads that are abandoned run on after the coordinator; and it may trap nothing, which would do it.
     pin_module_of(reinterpret_cast<const void*>(&signal_main));
     warm_up_stack_capture();
@@ -63,6 +64,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
 
   void on_signal(int number, std::function<void(const SignalInfo&)> run) {
+    const NoThreadCancellation whole;
     const std::string what = "on_signal: " + describe_signal(number);
     if (!run) throw_invalid_argument(what + ": the function is empty");
     check_signal(number, "trapped");
@@ -102,6 +104,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Waits until all is done, as `how`. Returns once the end is in the caller's hands; if the process is
   /// ending already, because somebody called run() or nobody came in time, never.
   void wait_for_end(Ending how) noexcept {
+    const NoThreadCancellation whole;  // whoever is to be ended here is when the call has returned
     Ending nobody = Ending::nobody;
     if (!state_.ending.compare_exchange_strong(nobody, how, std::memory_order_acq_rel) &&
         how == Ending::run) {
@@ -118,6 +121,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Stops the threads, and puts every disposition back. After it nothing exits by force. Idempotent; whoever
   /// comes second waits for the first.
   void put_away() noexcept {
+    const NoThreadCancellation whole;
     std::uint32_t before = nobody_has;
     if (!put_away_.compare_exchange_strong(before, somebody_does, std::memory_order_acq_rel)) {
       while (put_away_.load(std::memory_order_acquire) != somebody_has)
@@ -182,39 +186,26 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   /// run() after drain(): flushes, for no longer than a moment, and ends the process.
   [[noreturn]] void exit_after_drain() noexcept {
-    static Word flushed{0};
-    static std::atomic<pid_t> flusher{0};
     static std::atomic<bool> words_begun{false};
+    const NoThreadCancellation whole;
     keep_exact_time();
-    pthread_t thread{};
-    bool everybody_out = report().stragglers.empty();
-    const auto flush = [](void* out) -> void* {
-      flusher.store(current_thread_id(), std::memory_order_relaxed);
-      flush_everything(*static_cast<const bool*>(out));
-      flushed.store(1, std::memory_order_release);
-      futex_wake_all(&flushed);
-      return nullptr;
-    };
+    Flush flush;
+    flush.everybody_out = report().stragglers.empty();
     Clock::time_point until = state_.end_at.load();
     const Clock::time_point begun = Clock::now();
     const Clock::time_point least = begun + std::chrono::milliseconds(100);
     if (until < least) until = least;
-    bool has_thread = false;
-    {
-      const BlockAllSignals quiet;
-      has_thread = start_thread(thread, flush, &everybody_out) == 0;
+    // A stream's buffer may end the thread that flushes it: another one goes on with the next.
+    while (flush.begin()) {
+      while (flush.is_on() && Clock::now() < until) futex_wait_until(flush.over, 0, until);
+      if (flush.is_on() || flush.rites_begun == last_rites) break;
     }
-    // Without one it is left out: nobody would end the process if it hung here.
-    if (!has_thread) until = begun;
-    while (flushed.load(std::memory_order_acquire) == 0 && Clock::now() < until) {
-      futex_wait_until(flushed, 0, until);
-    }
-    if (flushed.load(std::memory_order_acquire) == 0) {
+    // Without a thread it is left out: nobody would end the process if it hung here.
+    if (flush.is_on() || flush.rites_begun < last_rites) {
       if (words_begun.exchange(true, std::memory_order_acq_rel)) {
-        const timespec nap{0, 10'000'000};  // another caller of run() is saying it
-        ::nanosleep(&nap, nullptr);
-      } else if (has_thread) {
-        write_flush_hangs(state_, begun, flusher.load(std::memory_order_relaxed));
+        nap(10'000'000);  // another caller of run() is saying it
+      } else if (flush.is_on()) {
+        write_flush_hangs(state_, begun, flush.thread_id.load(std::memory_order_relaxed));
       } else {
         write_not_flushed(state_);
       }
@@ -226,6 +217,44 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
 
  private:
+  // The last rites of exit_after_drain(), on a thread of their own.
+  struct Flush {
+    bool everybody_out = false;
+    unsigned rites_begun = 0;  // whoever sees that the thread is over sees it
+    std::atomic<pid_t> thread_id{0};
+    Word over{1};
+
+    bool is_on() const noexcept { return over.load(std::memory_order_acquire) == 0; }
+    bool begin() noexcept {
+      over.store(0, std::memory_order_relaxed);
+      pthread_t unused{};
+      const BlockAllSignals quiet;
+      if (start_thread(unused, &Flush::thread_main, this) == 0) return true;
+      over.store(1, std::memory_order_relaxed);
+      return false;
+    }
+    static void* thread_main(void* self) {
+      auto& flush = *static_cast<Flush*>(self);
+      struct Over {
+        Word& word;
+        ~Over() {
+          word.store(1, std::memory_order_release);
+          futex_wake_all(&word);
+        }
+      };
+      const NoThreadCancellation own;
+      const Over at_the_end{flush.over};
+      flush.thread_id.store(current_thread_id(), std::memory_order_relaxed);
+      while (flush.rites_begun < last_rites) {
+        const unsigned rite = flush.rites_begun++;
+        const OpenToThreadCancellation to_cancels;
+        perform_rite(rite, flush.everybody_out);
+        to_cancels.let_thread_end_here();
+      }
+      return nullptr;
+    }
+  };
+
   // Time was up, and the drain thread had not come through: it hangs where nobody could take over, or the
   // machine has no time for it. So drain()'s caller says what is known, and names no functions: that takes the
   // loader's lock.
@@ -322,6 +351,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static void* signal_main(void* self) {
     name_this_thread("lastcall-signal");
     keep_exact_time();
+    const NoThreadCancellation always;
     auto* const engine = static_cast<Engine*>(self);
     const SetAtTheEnd at_the_end{engine->signal_thread_over_};
     engine->signals_.loop();
@@ -363,6 +393,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static void* drain_main(void* given) {
     name_this_thread("lastcall-drain");
     keep_exact_time();
+    const NoThreadCancellation own;  // but in calls of the user's
     auto* const argument = static_cast<DriverArgument*>(given);
     const std::shared_ptr<Engine> keep = std::move(argument->engine);
     Engine& engine = *keep;
@@ -406,8 +437,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static void join_or_detach(pthread_t thread, const std::atomic<bool>& over,
                              Clock::time_point patience) noexcept {
     while (!over.load(std::memory_order_acquire) && Clock::now() < patience) {
-      const timespec nap{0, 50'000};
-      ::nanosleep(&nap, nullptr);
+      nap(50'000);
     }
     if (!over.load(std::memory_order_acquire) || !join_until(thread, patience)) {
       ::pthread_detach(thread);
@@ -417,19 +447,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // ---- the on_signal thread ----
 
   void start_handler_thread() {
-    const BlockAllSignals quiet;
-    auto keep = std::make_unique<std::shared_ptr<Engine>>(shared_from_this());
-    const int error = start_thread(handler_pthread_, &handler_main, keep.get());
+    const int error = try_to_start_handler_thread();
     if (error != 0) throw_system_error(error, "starting the on_signal thread");
-    static_cast<void>(keep.release());
-    handler_thread_ = true;
   }
-  static void* handler_main(void* given) {
+  int try_to_start_handler_thread() noexcept {
+    // The thread keeps the engine, and no memory is asked for that.
+    handler_keeps_ = shared_from_this();
+    const BlockAllSignals quiet;
+    const int error = start_thread(handler_pthread_, &handler_main, this);
+    if (error != 0) handler_keeps_.reset();
+    handler_thread_ = error == 0;
+    return error;
+  }
+  static void* handler_main(void* self) {
     name_this_thread("lastcall-reload");
-    const std::unique_ptr<std::shared_ptr<Engine>> keep(
-        static_cast<std::shared_ptr<Engine>*>(given));
-    const SetAtTheEnd at_the_end{(*keep)->handler_over_};
-    (*keep)->handle_signals();
+    const NoThreadCancellation own;  // but in calls of the user's
+    const std::shared_ptr<Engine> keep = std::move(static_cast<Engine*>(self)->handler_keeps_);
+    const SetAtTheEnd at_the_end{keep->handler_over_};
+    keep->handle_signals();
     return nullptr;
   }
   void handle_signals() {
@@ -463,7 +498,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
       state_.drain_bell.ring();
       const TaskScope scope(&state_, name);
       const OpenToCapture open;  // and so are the threads that it makes
+      const UntilReturn unwound{*this};
+      const OpenToThreadCancellation to_cancels;
       error = thrown_by([&] { handler.run(info); });
+      to_cancels.let_thread_end_here();
+      unwound.returned = true;
     }
     in_handler_.store(false, std::memory_order_release);
     if (!runs) return;
@@ -475,6 +514,28 @@ class Engine : public std::enable_shared_from_this<Engine> {
     state_.log.handler_ends(error ? EventResult::failed : EventResult::ok, std::move(detail),
                             Clock::now());
     state_.drain_bell.ring();
+  }
+  // A function may end its thread (pthread_exit, pthread_cancel): that unwinds the stack, and another thread goes
+  // on with the next signal.
+  struct UntilReturn {
+    Engine& engine;
+    mutable bool returned = false;
+    ~UntilReturn() {
+      if (!returned) engine.handler_thread_ends();
+    }
+  };
+  void handler_thread_ends() noexcept {
+    std::string detail;
+    LASTCALL_TRY { detail = "ended its thread"; }
+    LASTCALL_CATCH(...) {}
+    state_.log.handler_ends(EventResult::ok, std::move(detail), Clock::now());
+    state_.drain_bell.ring();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!handler_thread_) return;  // stopped meanwhile: it has let this thread go
+    ::pthread_detach(handler_pthread_);
+    in_handler_.store(false, std::memory_order_release);
+    // If there is none to be had, the next on_signal() tries again.
+    static_cast<void>(try_to_start_handler_thread());
   }
   void stop_handler_thread(Clock::time_point patience) noexcept {
     if (!std::exchange(handler_thread_, false)) return;
@@ -537,6 +598,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<std::uint32_t> drivers_started_{0};
   pthread_t handler_pthread_{};
   bool handler_thread_ = false;
+  std::shared_ptr<Engine> handler_keeps_;  // until that thread has taken it
   std::atomic<bool> handler_over_{false};  // see SetAtTheEnd
   std::atomic<bool> in_handler_{false};
   std::mutex late_mutex_;

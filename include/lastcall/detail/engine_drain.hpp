@@ -331,12 +331,12 @@ class EngineDrain {
     engine_.set_done(EngineState::done_with_report);
     say_what_was_missed();
     engine_.told.store(true, std::memory_order_release);
-    if (!flushed_) {
-      flushed_ = true;
-      // Past its time nobody takes over, since nothing but the exit is left: the signal thread does it.
+    while (rites_begun_ < last_rites) {
+      // Past its time nobody takes over, since nothing but the exit is left: the signal thread does it. A rite that
+      // ends its thread has a successor, which goes on with the next one.
       if (!calls_.guarded(DrainCall::flush, "flushing the streams", nullptr,
                           Clock::time_point::max(),
-                          [out = !late_]() noexcept { flush_everything(out); })) {
+                          [rite = rites_begun_++, out = !late_] { perform_rite(rite, out); })) {
         return Next::leave;
       }
     }
@@ -517,7 +517,7 @@ class EngineDrain {
   Clock::time_point hook_begun_{};
   const char* callback_name_ = a_callback;
   bool aborting_told_ = false;
-  bool flushed_ = false;
+  unsigned rites_begun_ = 0;
   bool callbacks_owed_ = false;  // the stage's token could not be cancelled in time for them
   bool late_ = false;            // somebody was still in at the end
   Clock::time_point wait_until_{};

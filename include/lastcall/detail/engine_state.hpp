@@ -55,29 +55,6 @@ class AtomicTime {
   std::atomic<Clock::rep> count_;
 };
 
-// Calls something of the user's and returns what it threw, or null. Only the C library's own unwinding
-// of a thread that ends itself (pthread_exit) passes through: who stops that ends the process.
-template <class Function>
-LASTCALL_NO_NULL_CHECK std::exception_ptr thrown_by(Function&& function) {
-#if LASTCALL_EXCEPTIONS
-  try {
-    function();
-  }
-#if defined(__GLIBCXX__)
-  catch (abi::__forced_unwind&) {
-    throw;
-  }
-#endif
-  catch (...) {
-    let_thread_end();
-    return what_is_handled();
-  }
-#else
-  function();
-#endif
-  return nullptr;
-}
-
 // One call into user code by a drain thread. Each drain thread has its own, so that one that was
 // abandoned stays readable for as long as it hangs. Other threads read it at any time, so each member
 // is one atomic; what the pointers point to lives as long as the engine.

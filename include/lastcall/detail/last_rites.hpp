@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/thread_end.hpp>
 
 #include <sys/types.h>
 #include <unistd.h>
@@ -44,18 +45,22 @@ inline void let_go_of_stdin() noexcept {
 #endif
 }
 
-/// Flushes stdio and the standard streams and writes what instrumentation collected. May block for as
-/// long as somebody holds stdout's lock or nobody reads it: the caller's caller keeps the clock. So it may for who
-/// is blocked reading another stdio stream than stdin; elsewhere than with glibc, for stdin as well.
+/// The last rites one by one: std::cout, std::cerr, std::clog; then stdio, and what instrumentation collected. A
+/// stream's buffer may be the user's, and end its thread there: the rest is for another thread then.
+inline constexpr unsigned last_rites = 4;
+
+/// May block for as long as somebody holds stdout's lock or nobody reads it: the caller's caller keeps the clock. So
+/// it may for who is blocked reading another stdio stream than stdin; elsewhere than with glibc, for stdin as well.
 /// Leaks are looked for if everybody is out. What stragglers still use is none; and the check stops
 /// every thread, also the one that keeps the clock, until each has stopped: one in vfork() never does.
-inline void flush_everything(bool everybody_out) noexcept {
-  LASTCALL_TRY {
-    std::cout.flush();
-    std::cerr.flush();
-    std::clog.flush();
+inline void perform_rite(unsigned rite, bool everybody_out) {
+  // A stream that throws on failure has nothing more to say.
+  switch (rite) {
+    case 0: thrown_by([] { std::cout.flush(); }); return;
+    case 1: thrown_by([] { std::cerr.flush(); }); return;
+    case 2: thrown_by([] { std::clog.flush(); }); return;
+    default: break;
   }
-  LASTCALL_CATCH(...) {}  // a stream that throws on failure has nothing more to say
   let_go_of_stdin();
   std::fflush(nullptr);
 #if defined(__ELF__)

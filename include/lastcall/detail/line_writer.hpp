@@ -145,6 +145,7 @@ inline ssize_t write_without_waiting(int fd, const char* data, std::size_t size)
 /// Returns how many went out. Async-signal-safe, raises no SIGPIPE, keeps errno.
 inline std::size_t write_bounded(int fd, const char* data, std::size_t size,
                                  Clock::duration budget) noexcept {
+  const NoThreadCancellation whole;
   const int saved = errno;
   const QuietWrites quiet;
   const Clock::time_point end = deadline_after(budget);

@@ -130,6 +130,7 @@ class TaskCore final : public Counted {
 
   /// Joins every finished thread. Waits for their thread_local destructors too.
   void join_finished() noexcept {
+    const NoThreadCancellation whole;
     const std::lock_guard<std::mutex> joining(join_mutex_);
     while (SpawnedTask* const task = take_finished()) {
       if (::pthread_equal(task->thread_, ::pthread_self()) != 0) {

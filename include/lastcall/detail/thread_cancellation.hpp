@@ -39,6 +39,30 @@ class NoThreadCancellation {
   [[maybe_unused]] int before_ = 0;
 };
 
+/// The opposite, on a thread of the library's while that runs something of the user's, which may end the thread.
+class OpenToThreadCancellation {
+ public:
+#if defined(PTHREAD_CANCEL_DISABLE)
+  OpenToThreadCancellation() noexcept { ::pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &before_); }
+  ~OpenToThreadCancellation() {
+    // The user's may have left the asynchronous type behind: then it would be torn at the next one's beginning.
+    ::pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &before_);
+    ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_);
+  }
+  /// When the user's has returned: a cancel that is still pending ends this call, and not a later one. Then it
+  /// doesn't return, but unwinds the stack.
+  void let_thread_end_here() const { ::pthread_testcancel(); }
+#else
+  OpenToThreadCancellation() noexcept {}
+  void let_thread_end_here() const noexcept {}
+#endif
+  OpenToThreadCancellation(const OpenToThreadCancellation&) = delete;
+  OpenToThreadCancellation& operator=(const OpenToThreadCancellation&) = delete;
+
+ private:
+  [[maybe_unused]] int before_ = 0;
+};
+
 /// write(2) and read(2). The bare system calls are no cancellation points. (ThreadSanitizer has to see the calls.)
 #if LASTCALL_LINUX && !defined(LASTCALL_TSAN)
 inline ssize_t bare_write(int fd, const void* from, std::size_t size) noexcept {

@@ -82,6 +82,29 @@ inline std::exception_ptr what_is_handled() noexcept {
 
 #endif
 
+// Calls something of the user's and returns what it threw, or null. Only the C library's own unwinding
+// of a thread that ends itself (pthread_exit) passes through: who stops that ends the process.
+template <class Function>
+LASTCALL_NO_NULL_CHECK std::exception_ptr thrown_by(Function&& function) {
+#if LASTCALL_EXCEPTIONS
+  try {
+    function();
+  }
+#if defined(__GLIBCXX__)
+  catch (abi::__forced_unwind&) {
+    throw;
+  }
+#endif
+  catch (...) {
+    let_thread_end();
+    return what_is_handled();
+  }
+#else
+  function();
+#endif
+  return nullptr;
+}
+
 }  // namespace lastcall::detail
 
 #undef LASTCALL_UNNAMED_THREAD_END

@@ -17,6 +17,7 @@
 #if LASTCALL_LINUX
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/syscall_names.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 #include <lastcall/detail/thread_id.hpp>
 
 #include <fcntl.h>
@@ -35,6 +36,7 @@ namespace lastcall::detail {
 /// The start of /proc/self/task/<thread>/<leaf>; empty if it can't be read. Keeps errno.
 inline std::string_view read_thread_file(pid_t thread, std::string_view leaf, char* buffer,
                                          std::size_t size) noexcept {
+  const NoThreadCancellation whole;
   const int saved = errno;
   char path[64];
   BoundedText name(path, sizeof path - 1);

@@ -218,6 +218,7 @@ class TimerService {
   static void* thread_main(void* self) {
     name_this_thread("lastcall-timer");
     keep_exact_time();
+    const NoThreadCancellation always;  // nobody would come after it
     static_cast<TimerService*>(self)->run();
     return nullptr;
   }
