@@ -63,15 +63,18 @@ class ShutdownCoordinator {
   /// disposition back. Never throws, never exits the process. After an overrun it neither joins nor
   /// terminates: what stragglers use outlives it. Stragglers that the observer could not be told of
   /// are named on options.last_words.
+  ///
+  /// From inside one of its own tasks, hooks, callbacks, observers or on_signal functions, which it would have to
+  /// wait for, it asks and returns at once. The drain goes on without it, and nothing exits the process; a thread
+  /// of the library's puts the dispositions back at the drain's end, and only then there may be another
+  /// coordinator. What the engine holds, with hooks and observer, is kept for as long as the process lives.
   ~ShutdownCoordinator() {
     if (state().owner != ::getpid()) {
       engine_->keep_for_ever();  // the child of a fork: the threads are the parent's
       return;
     }
     if (detail::TaskScope::of(&state()) != nullptr || in_task()) {
-      // From one of its own tasks or hooks it would wait for itself.
-      state().request(destroyed());
-      engine_->keep_for_ever();
+      engine_->run_on_alone(destroyed(), &OnlyOne::release);
       return;
     }
     const detail::NoThreadCancellation whole;

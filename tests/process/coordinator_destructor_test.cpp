@@ -19,6 +19,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -356,31 +357,134 @@ TEST_CASE("thread_local destructors that hang hold neither drain() nor the destr
   CHECK(watch.elapsed() < 30s);
 }
 
-TEST_CASE("a coordinator that is destroyed by its own task or hook asks for the shutdown") {
-  for (const bool by_hook : {false, true}) {
-    INFO(by_hook);
-    const Ended ended = in_a_process([by_hook] {
+TEST_CASE(
+    "a coordinator that is destroyed from inside drains on by itself, and then there may be "
+    "another") {
+  for (const char* const inside :
+       {"task", "wrapped", "hook", "late hook", "callback", "observer", "on_signal"}) {
+    INFO(inside);
+    const Ended ended = in_a_process([what = std::string(inside)] {
+      const std::string before = support::dispositions();
       std::optional<ShutdownCoordinator> coordinator;
-      coordinator.emplace(quiet(400ms));
-      const CancellationToken token = coordinator->token();
       std::atomic<bool> destroyed{false};
+      std::atomic<bool> released{false};
+      std::atomic<bool> may{false};
       const auto destroy = [&] {
+        if (!may || destroyed) return;
         coordinator.reset();
         destroyed = true;
       };
-      if (by_hook) {
-        coordinator->on_stop("destroys", destroy);
-        coordinator->request_shutdown();
+      ShutdownOptions options = quiet(600ms);
+      options.exit_codes.clean = 9;  // whoever exits by the coordinator
+      if (what == "observer") {
+        options.observer =
+            std::make_shared<support::Witness>([&](const lastcall::Event&) { destroy(); });
+      }
+      coordinator.emplace(options);
+      ShutdownCoordinator& inner = *coordinator;
+      const CancellationToken token = inner.token();
+      inner.on_drained("release", [&] { released = true; });
+      std::optional<lastcall::CancellationCallback<std::function<void()>>> callback;
+      may = true;
+      if (what == "task") {
+        inner.spawn("destroys", destroy);
+      } else if (what == "wrapped") {
+        std::thread(inner.wrap("destroys", destroy)).detach();
+      } else if (what == "on_signal") {
+        inner.on_signal(SIGHUP, [&](const SignalInfo&) { destroy(); });
+        ::kill(::getpid(), SIGHUP);
+      } else if (what == "late hook") {
+        WaitGroup::Guard guard = inner.enter();  // the drain waits until it is registered
+        inner.request_shutdown();
+        token.wait();
+        inner.on_stop("destroys", destroy);
       } else {
-        coordinator->spawn("destroys", destroy);
+        if (what == "hook") inner.on_stop("destroys", destroy);
+        if (what == "callback") callback.emplace(token, destroy);
+        inner.request_shutdown();
       }
       expect(support::eventually([&] { return destroyed.load(); }), "it returns");
       expect(token.wait_for(20s), "shutdown was asked for");
-      hang();  // nobody is left who could be waited for: the end is the clock's
+      expect(support::eventually([&] { return support::dispositions() == before; }),
+             "every disposition is back");
+      expect(released, "the drain went on to its end");
+      std::optional<ShutdownCoordinator> next;
+      expect(support::eventually(
+                 [&] { return support::refusal([&] { next.emplace(quiet()); }) == "nothing"; }),
+             "there may be another");
+      next->spawn("task", [](const CancellationToken& mine) { mine.wait(); });
+      ::kill(::getpid(), SIGTERM);
+      expect(next->drain().exit_code == 0, "which works");
+      next.reset();
+      // Past the end of the first one's grace period.
+      std::this_thread::sleep_for(700ms);
+      support::leave(5);
     });
     INFO(ended.err);
-    CHECK(ended.how == "exit 124");
+    CHECK(ended.how == "exit 5");
   }
+}
+
+TEST_CASE(
+    "a coordinator that is destroyed from inside, and overruns, exits nothing and names who is "
+    "in") {
+  for (const bool two_hang : {false, true}) {
+    INFO(two_hang);
+    const Ended ended = in_a_process([two_hang] {
+      const std::string before = support::dispositions();
+      std::optional<ShutdownCoordinator> coordinator;
+      ShutdownOptions options = quiet(300ms);
+      options.abort_margin = 100ms;
+      options.last_words = STDERR_FILENO;
+      options.observer = std::make_shared<support::Witness>(
+          [](const lastcall::Event&) { throw std::runtime_error("no room"); });
+      coordinator.emplace(options);
+      coordinator->spawn("held worker", [] { hang(); });
+      if (two_hang) coordinator->on_stop("hangs", [] { hang(); });
+      coordinator->stage("second", 50ms).on_stop("destroys", [&] {
+        coordinator.reset();
+        hang();
+      });
+      coordinator->request_shutdown();
+      expect(support::eventually([&] { return support::dispositions() == before; }),
+             "every disposition is back");
+      std::optional<ShutdownCoordinator> next;
+      expect(support::eventually(
+                 [&] { return support::refusal([&] { next.emplace(quiet()); }) == "nothing"; }),
+             "there may be another");
+      std::this_thread::sleep_for(400ms);
+      say("still here\n");
+      support::leave(6);
+    });
+    INFO(ended.err);
+    CHECK(ended.how == "exit 6");
+    CHECK(ended.out == "still here\n");
+    CHECK(support::count_of(ended.err, "'held worker' of stage 'service'") == 1);
+    CHECK(contains(ended.err, "'destroys' of stage 'second'"));
+  }
+}
+
+TEST_CASE("a coordinator whose straggler destroys it after drain() makes room for another") {
+  const Ended ended = in_a_process([] {
+    std::optional<ShutdownCoordinator> coordinator;
+    std::atomic<bool> go{false};
+    coordinator.emplace(quiet(200ms));
+    coordinator->spawn("straggler", [&] {
+      support::eventually([&] { return go.load(); });
+      coordinator.reset();
+    });
+    coordinator->request_shutdown();
+    expect(coordinator->drain().stragglers.size() == 1, "it is in");
+    go = true;
+    std::optional<ShutdownCoordinator> next;
+    expect(support::eventually(
+               [&] { return support::refusal([&] { next.emplace(quiet()); }) == "nothing"; }),
+           "there may be another");
+    next.reset();
+    support::leave(3);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 3");
 }
 
 TEST_CASE("a stranger's fork that hangs after drain() does not hold the destructor up") {

@@ -168,6 +168,23 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
   }
 
+  /// For a destructor that was called from inside, which can't wait: the drain runs on by itself, on behalf of a
+  /// destructor, and a thread of the library's puts away what is left of it. Then it calls `afterwards`. The
+  /// engine is kept for ever. Allocates nothing. Where there is no thread to be had, now or when the drain is
+  /// through, nothing exits by force all the same; but dispositions stay, and `afterwards` is not called.
+  void run_on_alone(const Cause& why, void (*afterwards)() noexcept) noexcept {
+    keep_for_ever();
+    afterwards_ = afterwards;
+    // Before the request: with a grace period of nothing the clock looks for somebody at once.
+    Ending nobody = Ending::nobody;
+    state_.ending.compare_exchange_strong(nobody, Ending::destructor, std::memory_order_acq_rel);
+    // release: who starts the thread sees the function.
+    undertaker_.store(Undertaker::wanted, std::memory_order_release);
+    state_.request(why);
+    state_.drain_bell.ring();
+    start_undertaker();
+  }
+
   /// Whether somebody may still use the engine: then it must outlive the coordinator.
   bool is_in_use() const noexcept {
     if (state_.done.load(std::memory_order_acquire) == EngineState::done_without) return true;
@@ -402,6 +419,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     const std::uint32_t number = argument->number;
     engine.drain_.drive(
         number, [&engine, number]() noexcept { return engine.start_drain_thread(number + 1); });
+    engine.start_undertaker();
     return nullptr;
   }
   void stop_drain_threads(Clock::time_point patience) noexcept {
@@ -442,6 +460,34 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (!over.load(std::memory_order_acquire) || !join_until(thread, patience)) {
       ::pthread_detach(thread);
     }
+  }
+
+  // ---- the thread that stands in for a destructor ----
+
+  // Once, whoever comes: the destructor, or a drain thread that is through, if there was no thread for it before.
+  void start_undertaker() noexcept {
+    Undertaker wanted = Undertaker::wanted;
+    // acquire: see run_on_alone().
+    if (!undertaker_.compare_exchange_strong(wanted, Undertaker::started,
+                                             std::memory_order_acquire)) {
+      return;
+    }
+    const BlockAllSignals quiet;
+    pthread_t thread{};
+    if (start_thread(thread, &undertaker_main, this) == 0) {
+      ::pthread_detach(thread);
+    } else {
+      undertaker_.store(Undertaker::wanted, std::memory_order_release);
+    }
+  }
+  static void* undertaker_main(void* self) {
+    name_this_thread("lastcall-end");
+    const NoThreadCancellation always;
+    auto* const engine = static_cast<Engine*>(self);
+    engine->wait_for_end(Ending::destructor);
+    engine->put_away();
+    engine->afterwards_();
+    return nullptr;
   }
 
   // ---- the on_signal thread ----
@@ -607,6 +653,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static constexpr std::uint32_t somebody_does = 1;
   static constexpr std::uint32_t somebody_has = 2;
   Word put_away_{nobody_has};
+  enum class Undertaker : std::uint32_t { none, wanted, started };
+  std::atomic<Undertaker> undertaker_{Undertaker::none};
+  void (*afterwards_)() noexcept = nullptr;
   bool unsubscribed_ = true;
   bool on_signal_hangs_ = false;
   std::shared_ptr<Engine> self_;
