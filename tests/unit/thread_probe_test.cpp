@@ -10,6 +10,8 @@
 #include <dlfcn.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -23,6 +25,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -433,6 +436,128 @@ TEST_CASE("A thread that blocks the signal has no stack, and is not waited for")
   CHECK(stacks[0].empty());
   CHECK(!stacks[1].empty());
   CHECK(stacks[2].empty());
+}
+
+namespace {
+
+// Memory with a page below it that can't be touched.
+class GuardedMemory {
+ public:
+  explicit GuardedMemory(std::size_t size) : all_(size + below) {
+    void* const mapped =
+        ::mmap(nullptr, all_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED || ::mprotect(mapped, below, PROT_NONE) != 0) ::abort();
+    memory_ = static_cast<char*>(mapped) + below;
+  }
+  GuardedMemory(const GuardedMemory&) = delete;
+  GuardedMemory& operator=(const GuardedMemory&) = delete;
+  ~GuardedMemory() { ::munmap(memory_ - below, all_); }
+  char* begin() const { return memory_; }
+  std::size_t size() const { return all_ - below; }
+
+ private:
+  static constexpr std::size_t below = 65'536;  // as large as any page
+  std::size_t all_;
+  char* memory_ = nullptr;
+};
+
+// Sleeps with some `room` below it on the stack that begins at `lowest`.
+[[gnu::noinline]] void sleep_above(const char* lowest, std::size_t room) {
+  const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+  const std::size_t used = here - reinterpret_cast<std::uintptr_t>(lowest) - room;
+  volatile char* const filled = static_cast<volatile char*>(__builtin_alloca(used));
+  filled[0] = 0;
+  while (filled[0] == 0) ::poll(nullptr, 0, -1);
+}
+
+// How many frames of a thread can be seen that sleeps with so much room below it; it may die of being asked.
+std::string frames_with_room(std::size_t room) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    detail::warm_up_stack_capture();
+    static GuardedMemory stack(262'144);
+    static std::atomic<pid_t> id{0};
+    static std::size_t left = room;
+    pthread_attr_t attributes;
+    ::pthread_attr_init(&attributes);
+    ::pthread_attr_setstack(&attributes, stack.begin(), stack.size());
+    pthread_t thread{};
+    const auto body = [](void*) -> void* {
+      ::poll(nullptr, 0, 0);  // the loader looks it up the first time, which takes stack
+      id = support::thread_id();
+      sleep_above(stack.begin(), left);
+      return nullptr;
+    };
+    if (::pthread_create(&thread, &attributes, body, nullptr) != 0) ::_exit(100);
+    eventually([] { return id != 0 && contains(detail::waiting_in(id), "poll"); });
+    ::_exit(static_cast<int>(stack_of(id).size()));
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) ? std::to_string(WEXITSTATUS(status)) + " frames" : "killed";
+}
+
+// The same with a stack for signals of `size` bytes.
+std::string frames_with_stack_for_signals(std::size_t size) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    detail::warm_up_stack_capture();
+    static GuardedMemory memory(size);
+    static std::atomic<pid_t> id{0};
+    const Subject subject([] {
+      stack_t own{};
+      own.ss_sp = memory.begin();
+      own.ss_size = memory.size();
+      if (::sigaltstack(&own, nullptr) != 0) ::_exit(100);
+      id = support::thread_id();
+      for (;;) ::pause();
+    });
+    eventually([] { return id != 0; });
+    ::_exit(static_cast<int>(stack_of(id).size()));
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) ? std::to_string(WEXITSTATUS(status)) + " frames" : "killed";
+}
+
+}  // namespace
+
+TEST_CASE("A thread with hardly any stack left says where it is, and lives") {
+  if (support::under_sanitizer || !support::emulator.empty()) return;
+  CHECK(frames_with_room(2500) == "1 frames");
+  CHECK(frames_with_room(5000) == "1 frames");
+  const std::string with_room = frames_with_room(65'536);
+  CHECK(with_room != "killed");
+  CHECK(with_room != "0 frames");
+  CHECK(with_room != "1 frames");
+}
+
+TEST_CASE("A thread whose stack for signals is small says where it is, and lives") {
+  if (support::under_sanitizer || !support::emulator.empty()) return;
+  std::size_t least = 4096;
+#if defined(AT_MINSIGSTKSZ)
+  least = std::max<std::size_t>(least, ::getauxval(AT_MINSIGSTKSZ));
+#endif
+  CHECK(frames_with_stack_for_signals(least) == "1 frames");
+  const std::string with_room = frames_with_stack_for_signals(least + 16'384);
+  CHECK(with_room != "killed");
+  CHECK(with_room != "0 frames");
+  CHECK(with_room != "1 frames");
+}
+
+TEST_CASE("Memory below a stack is looked for as far down as it is wanted") {
+  const GuardedMemory memory(131'072);
+  const auto lowest = reinterpret_cast<std::uintptr_t>(memory.begin());
+  errno = ERANGE;
+  CHECK(detail::is_readable(lowest));
+  CHECK(detail::is_readable(lowest + memory.size() - 1));
+  CHECK_FALSE(detail::is_readable(lowest - 1));
+  CHECK_FALSE(detail::is_readable(0));
+  CHECK(detail::has_stack_below(lowest + 100'000, 100'000));
+  CHECK_FALSE(detail::has_stack_below(lowest + 100'000, 100'001));
+  CHECK_FALSE(detail::has_stack_below(lowest + 8, 16));
+  CHECK_FALSE(detail::has_stack_below(64, 8192));
+  CHECK(errno == ERANGE);
 }
 
 TEST_CASE("An answer that comes after it was given up goes nowhere") {

@@ -20,6 +20,13 @@
 // used again once that thread is done with it: each use has a number, and the handler can fill a slot only
 // under the number that it was asked with.
 //
+// Where there is no room for it. The handler needs stack: some kilobytes for the registers that the kernel saves, and
+// walk_needs for itself and the unwinder. A thread that has less would die of it, so all that is recorded of it
+// is where it is. One that runs the handler on a stack for signals sees how much that has. Of one that is
+// blocked in a system call the kernel tells how far its stack reaches, and who asks looks whether there is
+// memory below; then it is not sent the signal at all. That doesn't see a thread that spins near its stack's end,
+// nor a stack without a page below it that can't be read. The main thread's stack grows.
+//
 // Where a stack ends early. On 32-bit ARM the ABI gives functions that can't throw no entry to go on by, unless
 // they are compiled with -funwind-tables: a stack ends at the first of them. So the handler and what it calls on
 // its way to the unwinder are not noexcept; nothing that they call throws. With -fno-exceptions no function has one.
@@ -54,6 +61,7 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -150,9 +158,30 @@ inline _Unwind_Reason_Code walk_frame(_Unwind_Context* context, void* argument) 
   return walk.depth < RawStack::most ? _URC_NO_REASON : _URC_END_OF_STACK;
 }
 
+/// What the handler and the unwinder take of a stack, with as much again in reserve.
+inline constexpr std::size_t walk_needs = 4096;
+
+/// Whether the handler runs on a stack for signals (sigaltstack) that is nearly full.
+inline bool is_nearly_full(const stack_t& for_signals) {
+  const auto at = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+  const auto lowest = reinterpret_cast<std::uintptr_t>(for_signals.ss_sp);
+  return at >= lowest && at - lowest < std::min(for_signals.ss_size, walk_needs);
+}
+
+/// What a signal may take of a thread's stack.
+inline std::size_t probe_needs() noexcept {
+  std::size_t saved = 4096;
+#if defined(AT_MINSIGSTKSZ)
+  saved = std::max<std::size_t>(saved, ::getauxval(AT_MINSIGSTKSZ));
+#endif
+  return saved + walk_needs;
+}
+
 inline void fill_slot(ProbeSlot& slot, const void* context) {
   StackWalk walk{interrupted_at(context), slot.frames.data()};
-  _Unwind_Backtrace(walk_frame, &walk);
+  if (walk.from == nullptr || !is_nearly_full(static_cast<const ucontext_t*>(context)->uc_stack)) {
+    _Unwind_Backtrace(walk_frame, &walk);
+  }
   if (walk.depth == 0 && walk.from != nullptr) walk.frames[walk.depth++] = walk.from;
   slot.depth = walk.depth;
 }
@@ -346,6 +375,8 @@ class StackCapture {
       std::uint32_t state = slot.state.load(std::memory_order_acquire);
       // Full: an answer that came after it had been given up. Filling: still being given.
       if (state % slot_use == slot_filling) continue;
+      while (next_ < stacks_.size() && has_no_room(stacks_[next_])) ++next_;
+      if (next_ == stacks_.size()) return;
       state = state / slot_use * slot_use + slot_use;
       slot.thread_id.store(stacks_[next_].thread_id, std::memory_order_relaxed);
       slot.state.store(state + slot_asked, std::memory_order_release);
@@ -354,6 +385,16 @@ class StackCapture {
       if (::syscall(SYS_tgkill, ::getpid(), stacks_[ask.stack].thread_id, number_) != 0)
         give_up(at);
     }
+  }
+
+  // Then its stack is where it is, and no more.
+  bool has_no_room(RawStack& stack) const noexcept {
+    if (stack.thread_id == ::getpid()) return false;  // the main thread's grows
+    const BlockedAt at = blocked_at(stack.thread_id);
+    if (at.stack == 0 || has_stack_below(at.stack, needs_)) return false;
+    stack.frames[0] = reinterpret_cast<void*>(at.instruction);
+    stack.depth = 1;
+    return true;
   }
 
   // A thread may block signals for a moment, while it makes another thread, so it is asked several times.
@@ -386,6 +427,7 @@ class StackCapture {
 
   std::span<RawStack> stacks_;
   int number_;
+  const std::size_t needs_ = probe_needs();
   std::size_t next_ = 0;
   std::size_t waiting_ = 0;
   std::array<Ask, ProbePool::size> asks_{};

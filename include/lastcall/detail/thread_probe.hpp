@@ -24,6 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
@@ -183,6 +184,53 @@ inline CallFound add_system_call(BoundedText& out, pid_t thread) noexcept {
     if (add_wait_channel(more.add(" ("), thread)) out = more.add(')');
   }
   return CallFound::yes;
+}
+
+/// Where a thread is that is in a system call, and how far its stack reaches down.
+struct BlockedAt {
+  std::uintptr_t stack = 0;  // 0: it is in none, or the kernel doesn't tell
+  std::uintptr_t instruction = 0;
+};
+inline BlockedAt blocked_at(pid_t thread) noexcept {
+  char buffer[256];
+  std::string_view file = read_thread_file(thread, "syscall", buffer, sizeof buffer);
+  const std::string_view first = take_word(file);
+  // An emulator's kernel tells where the emulator is.
+  if (first.empty() || first.front() == 'r' || !kernel_has_our_numbers()) return {};
+  if (first.front() != '-') {
+    for (int argument = 0; argument < 6; ++argument) take_word(file);
+  }
+  BlockedAt at;
+  at.stack = static_cast<std::uintptr_t>(parse_number(take_word(file), 16));
+  at.instruction = static_cast<std::uintptr_t>(parse_number(take_word(file), 16));
+  return at;
+}
+
+/// Whether there is memory at `at` that can be read. The kernel copies the signals to block from there before it
+/// looks what to do with them, which is nothing: any process that makes threads is allowed that call.
+inline bool is_readable(std::uintptr_t at) noexcept {
+  constexpr std::size_t mask_size = 8;
+  if (at < mask_size) return false;  // null would be no signals at all
+  const int saved = errno;
+  const long nothing = -1;  // none of SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK
+  const bool refused =
+      ::syscall(SYS_rt_sigprocmask, nothing, at / mask_size * mask_size, nullptr, mask_size) != 0 &&
+      errno == EFAULT;
+  errno = saved;
+  return !refused;
+}
+
+/// Whether a stack that reaches down to `at` has `size` bytes more, as far as can be seen from outside: below a
+/// thread's there is a page that can't be read.
+inline bool has_stack_below(std::uintptr_t at, std::size_t size) noexcept {
+  constexpr std::uintptr_t page = 4096;  // the smallest that there is
+  if (at < size) return false;
+  const std::uintptr_t lowest = at - size;
+  for (std::uintptr_t below = at / page * page; below > lowest;) {
+    below -= std::min(below, page);
+    if (!is_readable(std::max(below, lowest))) return false;
+  }
+  return true;
 }
 
 /// What the thread waits in: "futex", "read(7)", "accept4(5)", "running (1.23 s CPU)", "stopped",
