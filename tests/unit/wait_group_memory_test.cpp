@@ -223,6 +223,14 @@ TEST_CASE(
   CHECK(right);
   CHECK(allocations == before);
 
+  // One who has seen enough isn't shown the rest.
+  int looked_at = 0;
+  CHECK(WaitGroupAccess::visit_members(group, [&](const MemberView&) {
+    ++looked_at;
+    return false;
+  }));
+  CHECK(looked_at == 1);
+
   // Somebody holds the lock and doesn't let go: the look says that it missed something.
   bool nested_complete = true;
   std::thread looker;

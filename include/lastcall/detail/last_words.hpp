@@ -114,15 +114,15 @@ inline void write_last_words(EngineState& engine, std::string_view why,
   for (const Stage* stage = engine.first_stage; stage != nullptr;
        stage = EngineState::after(*stage)) {
     const WaitGroup& group = EngineState::group_of(*stage);
+    const std::size_t all = WaitGroupAccess::named_count(group);
     std::size_t met = 0;
-    std::size_t passed_by = 0;
+    bool in_time = true;
     const bool seen = WaitGroupAccess::visit_members(group, [&](const MemberView& member) noexcept {
+      // The first ones are a matter of microseconds, and of having a processor for them. Past them even to look
+      // at a million takes its time.
+      in_time = in_time && (met < always_named || Clock::now() < last_name);
+      if (!in_time) return false;
       ++met;
-      // The first ones are a matter of microseconds, and of having a processor for them.
-      if (passed_by != 0 || (met > always_named && Clock::now() >= last_name)) {
-        ++passed_by;
-        return;
-      }
       line << "lastcall:   '" << member.name << "' of stage '" << stage->name() << "' ("
            << std::string_view(member.where.file_name()) << ":"
            << static_cast<long long>(member.where.line()) << "), "
@@ -130,16 +130,12 @@ inline void write_last_words(EngineState& engine, std::string_view why,
            << static_cast<long long>(member.thread_id);
       where_it_waits(member.thread_id);
       write_line();
+      return true;
     });
-    if (passed_by != 0) {
-      line << "lastcall:   " << static_cast<long long>(passed_by) << " more of stage '"
+    if ((!in_time || !seen) && all > met) {
+      line << "lastcall:   " << static_cast<long long>(all - met)
+           << (in_time ? " whose names can't be read, of stage '" : " more of stage '")
            << stage->name() << "'";
-      write_line();
-    }
-    const std::size_t listed = seen ? met : WaitGroupAccess::named_count(group);
-    if (listed > met) {
-      line << "lastcall:   " << static_cast<long long>(listed - met)
-           << " whose names can't be read, of stage '" << stage->name() << "'";
       write_line();
     }
     if (const std::size_t unnamed = WaitGroupAccess::unnamed_count(group); unnamed > 0) {

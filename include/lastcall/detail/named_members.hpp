@@ -15,6 +15,7 @@
 #include <new>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -109,7 +110,8 @@ class NamedMembers {
 
   /// Calls `see(const MemberView&)` for each, stripe by stripe, allocating nothing. A stripe whose lock
   /// can't be had soon is passed by, and then the answer is false. `see` runs under the stripe's lock:
-  /// nobody of that stripe enters or leaves meanwhile, and it must not throw, nor use the group.
+  /// nobody of that stripe enters or leaves meanwhile, and it must not throw, nor use the group. One that returns
+  /// something ends the visit of a stripe with false.
   template <class See>
   bool visit(See&& see) const noexcept {
     Table* const table = table_.load(std::memory_order_acquire);
@@ -121,8 +123,14 @@ class NamedMembers {
         continue;
       }
       for (const NamedMember* member = stripe.first; member != nullptr; member = member->next) {
-        see(MemberView{member->name, member->where, member->thread.load(std::memory_order_relaxed),
-                       member->entered, member});
+        const MemberView view{member->name, member->where,
+                              member->thread.load(std::memory_order_relaxed), member->entered,
+                              member};
+        if constexpr (std::is_void_v<decltype(see(view))>) {
+          see(view);
+        } else if (!see(view)) {
+          break;
+        }
       }
       stripe.lock.unlock();
     }
@@ -149,7 +157,7 @@ class NamedMembers {
       for (std::size_t room = members.size(); !take(*table, room); room = members.size() * 2 + 8) {
         let_all_go();
       }
-      if (!pinned_.empty()) {
+      if (!is_in_order()) {
         std::qsort(pinned_.data(), pinned_.size(), sizeof(void*), &compare);
       }
     }
@@ -180,6 +188,13 @@ class NamedMembers {
     void let_all_go() noexcept {
       for (NamedMember* const member : pinned_) member->let_go();
       pinned_.clear();
+    }
+    // As they are if one thread has entered all, which is where there are most.
+    bool is_in_order() const noexcept {
+      for (std::size_t at = 1; at < pinned_.size(); ++at) {
+        if (compare(&pinned_[at - 1], &pinned_[at]) > 0) return false;
+      }
+      return true;
     }
     static int compare(const void* left, const void* right) noexcept {
       const NamedMember& a = **static_cast<NamedMember* const*>(left);
