@@ -1284,9 +1284,42 @@ TEST_CASE("an abort margin of zero cancels the abort token at the very end") {
   CHECK(coordinator.drain().outcome == Outcome::overrun);
 }
 
+#if LASTCALL_LINUX
+TEST_CASE("a thread is asked about once, and all whom it has share what it says") {
+  std::vector<lastcall::Straggler> many(300);
+  for (lastcall::Straggler& each : many) each.thread_id = lastcall::detail::current_thread_id();
+  many[7].thread_id = 0;
+  lastcall::detail::ask_kernel(many, lastcall::Clock::time_point::min());
+  CHECK(many[7].waiting_in.empty());
+  CHECK(many[299].thread_name == many[0].thread_name);
+  CHECK_FALSE(many[299].thread_name.empty());
+  CHECK(support::contains(many[299].waiting_in, "running"));
+  if (support::under_sanitizer) return;
+  lastcall::detail::add_stacks(many, 10s);
+  REQUIRE_FALSE(many[0].stack.empty());
+  CHECK(many[7].stack.empty());
+  CHECK(many[100].stack == many[0].stack);
+  CHECK(many[101].stack.empty());  // a hundred have it
+}
+
+TEST_CASE("of a thousand threads more is known than their numbers, of those after them not") {
+  std::vector<lastcall::Straggler> many(1002);
+  pid_t next = 99'999'999;
+  for (lastcall::Straggler& each : many) each.thread_id = next--;
+  many.back().thread_id = many[999].thread_id;
+  lastcall::detail::ask_kernel(many, lastcall::Clock::time_point::max());
+  CHECK(many[0].waiting_in == "gone");
+  CHECK(many[999].waiting_in == "gone");
+  CHECK(many[1000].waiting_in.empty());
+  CHECK(many[1001].waiting_in == "gone");
+}
+#endif
+
 TEST_CASE("the first to be named are asked about even when there is no time left") {
   std::vector<lastcall::Straggler> many(20);
-  for (lastcall::Straggler& each : many) each.thread_id = lastcall::detail::current_thread_id();
+  // Each of another thread, though there is none of that number: of each it is said that it is gone.
+  pid_t next = 99'999'999;
+  for (lastcall::Straggler& each : many) each.thread_id = next++;
   many.front().thread_id = 0;  // nobody to ask about
   lastcall::detail::ask_kernel(many, lastcall::Clock::time_point::min());
   CHECK(many[0].waiting_in.empty());

@@ -2,6 +2,7 @@
 // watches, and a snapshot on demand.
 #pragma once
 
+#include <lastcall/detail/bounded_text.hpp>
 #include <lastcall/detail/drain_calls.hpp>
 #include <lastcall/detail/engine_snapshot.hpp>
 #include <lastcall/detail/engine_state.hpp>
@@ -78,11 +79,14 @@ class DrainStory {
 
   /// Hands over the events that the observer has not seen. False: it hung, and this thread must leave.
   /// Some at a time, so that one that makes an event of each, by spawning for example, can't keep the drain
-  /// from closing the stages; at the end all of them.
+  /// from closing the stages; at the end all of them, or as many of thousands as there is time for, and the last.
   bool tell_observer(const Stage* stage, bool at_the_end) {
     constexpr unsigned most_at_once = 64;
     for (unsigned told = 0; has_more_to_tell(at_the_end); ++told) {
       if (told == most_at_once && !at_the_end) return true;
+      if (at_the_end && Clock::now() >= tell_until_ && engine_.log.skip_to_last(most_at_once)) {
+        observer_missed_ = true;
+      }
       Event event;
       LASTCALL_TRY {
         if (!engine_.log.take(event)) break;
@@ -203,18 +207,43 @@ class DrainStory {
   }
 
   /// Naming frames takes the dynamic loader's lock, which somebody may hold for ever (a dlopen() whose
-  /// constructors hang): so it is a call like a user's, and works on a copy.
+  /// constructors hang): so it is a call like a user's, and works on an
+  /// object of its own.
   /// False: it hung, and this thread must leave.
   bool name_stacks(std::vector<Straggler>& stragglers, Clock::duration budget) {
     if (stragglers.empty() || calls_.is_last_thread()) return true;
     budget = std::clamp<Clock::duration>(budget, std::chrono::milliseconds(1),
                                          std::chrono::milliseconds(200));
-    auto copy = stragglers;
+    StragglerStacks stacks(stragglers);
     const bool mine = calls_.guarded(
         DrainCall::naming, "naming the stragglers' frames", nullptr, Clock::now() + 2 * budget,
-        [&copy, budget] { thrown_by([&] { add_stacks(copy, budget); }); });
-    if (mine) stragglers = std::move(copy);
+        [&stacks, budget] { thrown_by([&] { stacks.take(budget, Frames::named); }); });
+    if (mine) stacks.share_with(stragglers);
     return mine;
+  }
+
+  /// Those who are still in at the end, and from when on there is only time for the end of the story. Each is an
+  /// event and up to some kilobytes: what thousands take more than a quarter of the time that is `left` for is
+  /// one event, that counts them. The report has all of them.
+  void add_stragglers(const std::vector<Straggler>& stragglers, Clock::duration left) noexcept {
+    constexpr std::size_t in_any_case = 100;
+    const Clock::time_point now = Clock::now();
+    tell_until_ = time_after(now, left / 4 * 3);
+    const Clock::time_point until = time_after(now, left / 4);
+    std::size_t added = 0;
+    for (const Straggler& straggler : stragglers) {
+      if (added >= in_any_case && Clock::now() >= until) break;
+      ++added;
+      LASTCALL_TRY { add_straggler(straggler, EventResult::overran); }
+      LASTCALL_CATCH(...) { engine_.log.note_lost(); }
+    }
+    if (added == stragglers.size()) return;
+    observer_missed_ = true;
+    char words[32];
+    BoundedText count(words, sizeof words);
+    count.add_digits(stragglers.size() - added).add(" more");
+    note(EventKind::task, EventResult::overran, {}, count.view(), "there was no time to tell each",
+         now, Clock::now());
   }
 
   void add_straggler(const Straggler& straggler, EventResult result) {
@@ -298,6 +327,7 @@ class DrainStory {
   bool wants_status_ = false;
   Clock::duration observer_took_{};  // since the request
   Clock::time_point next_status_{};
+  Clock::time_point tell_until_ = Clock::time_point::max();
   static constexpr std::size_t most_repeats_told = 50;
   std::size_t repeats_ = 0;
   enum class Dump { none, taken };

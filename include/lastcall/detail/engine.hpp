@@ -306,11 +306,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
                  now});
     }
     LASTCALL_CATCH(...) {}
-    // Whoever is in is named by now, whatever comes of these. The signal thread waits for some 50 ms.
+    // Whoever is in is named by now, whatever comes of these. The signal thread waits for some 50 ms, and has to:
+    // they allocate, and may hang in it. So where naming thousands took most of that they are left out.
     constexpr Clock::duration a_moment = std::chrono::milliseconds(10);
+    const Clock::time_point last = time_after(state_.hard_end(), a_moment * 5 / 2);
     LASTCALL_TRY {
-      ask_kernel(late_report_.stragglers, deadline_after(a_moment));
-      add_stacks(late_report_.stragglers, a_moment, Frames::by_offset);
+      ask_kernel(late_report_.stragglers, std::min(deadline_after(a_moment), last));
+      if (Clock::now() < last) add_stacks(late_report_.stragglers, a_moment, Frames::by_offset);
     }
     LASTCALL_CATCH(...) {}
     state_.exit_code.store(late_report_.exit_code, std::memory_order_release);

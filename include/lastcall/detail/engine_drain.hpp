@@ -301,10 +301,8 @@ class EngineDrain {
 
   Next step_telling() {
     at_ = At::ended;
-    for (const Straggler& straggler : report_.stragglers) {
-      LASTCALL_TRY { story_.add_straggler(straggler, EventResult::overran); }
-      LASTCALL_CATCH(...) { engine_.log.note_lost(); }
-    }
+    const Clock::duration left = engine_.end_at.load() - Clock::now();
+    story_.add_stragglers(report_.stragglers, std::max(left, Clock::duration::zero()));
     finish();
     return Next::again;
   }

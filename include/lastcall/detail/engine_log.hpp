@@ -5,6 +5,7 @@
 #include <lastcall/detail/event.hpp>
 #include <lastcall/detail/failure.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <deque>
@@ -119,6 +120,15 @@ class EngineLog {
   bool has_untaken() const noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     return taken_ < first_ + events_.size();
+  }
+
+  /// If more than `few` have not been taken, the next one taken is the last. Whether it is so.
+  bool skip_to_last(std::size_t few) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::size_t end = first_ + events_.size();
+    if (end - std::max(taken_, first_) <= few) return false;
+    taken_ = end - 1;
+    return true;
   }
 
   std::vector<Event> all() const {
