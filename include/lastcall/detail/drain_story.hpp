@@ -207,9 +207,8 @@ class DrainStory {
   }
 
   /// Naming frames takes the dynamic loader's lock, which somebody may hold for ever (a dlopen() whose
-  /// constructors hang): so it is a call like a user's, and works on an
-  /// object of its own.
-  /// False: it hung, and this thread must leave.
+  /// constructors hang): so it is a call like a user's, and touches
+  /// nothing but an object of its own. False: it hung, and this thread must leave.
   bool name_stacks(std::vector<Straggler>& stragglers, Clock::duration budget) {
     if (stragglers.empty() || calls_.is_last_thread()) return true;
     budget = std::clamp<Clock::duration>(budget, std::chrono::milliseconds(1),
@@ -222,9 +221,9 @@ class DrainStory {
     return mine;
   }
 
-  /// Those who are still in at the end, and from when on there is only time for the end of the story. Each is an
-  /// event and up to some kilobytes: what thousands take more than a quarter of the time that is `left` for is
-  /// one event, that counts them. The report has all of them.
+  /// Tells who is still in at the end, and that after three quarters of the time that is `left` only the end of the
+  /// story is to be told. Each of them is an event, of up to some kilobytes: of thousands those that more than a
+  /// quarter of that time would go to are one, which counts them. The report has them all.
   void add_stragglers(const std::vector<Straggler>& stragglers, Clock::duration left) noexcept {
     constexpr std::size_t in_any_case = 100;
     const Clock::time_point now = Clock::now();
@@ -238,7 +237,7 @@ class DrainStory {
       LASTCALL_CATCH(...) { engine_.log.note_lost(); }
     }
     if (added == stragglers.size()) return;
-    observer_missed_ = true;
+    if (observer_ != nullptr) observer_missed_ = true;
     char words[32];
     BoundedText count(words, sizeof words);
     count.add_digits(stragglers.size() - added).add(" more");

@@ -443,8 +443,8 @@ class OpenToCapture {
 #endif
 
 /// Takes the stacks of the threads named in `stacks`, in place, within `budget`. One whose thread didn't
-/// answer has depth 0. Allocates nothing and takes no lock but its own, for which
-/// it waits no longer than that either. Thread-safe; not for signal handlers. Some 10 us a thread.
+/// answer has depth 0, one whose thread has no room for it 1. Allocates nothing and takes no lock but its own, for which
+/// it waits no longer than that either. Thread-safe; not for signal handlers. Some 20 us a thread.
 inline void capture_stacks(std::span<RawStack> stacks, Clock::duration budget) noexcept {
   for (RawStack& stack : stacks) stack.depth = 0;
 #if LASTCALL_HAS_STACKS
