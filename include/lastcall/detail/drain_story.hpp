@@ -225,13 +225,13 @@ class DrainStory {
   /// story is to be told. Each of them is an event, of up to some kilobytes: of thousands those that more than a
   /// quarter of that time would go to are one, which counts them. The report has them all.
   void add_stragglers(const std::vector<Straggler>& stragglers, Clock::duration left) noexcept {
-    constexpr std::size_t in_any_case = 100;
+    constexpr std::size_t always_told = 100;
     const Clock::time_point now = Clock::now();
     tell_until_ = time_after(now, left / 4 * 3);
     const Clock::time_point until = time_after(now, left / 4);
     std::size_t added = 0;
     for (const Straggler& straggler : stragglers) {
-      if (added >= in_any_case && Clock::now() >= until) break;
+      if (added >= always_told && Clock::now() >= until) break;
       ++added;
       LASTCALL_TRY { add_straggler(straggler, EventResult::overran); }
       LASTCALL_CATCH(...) { engine_.log.note_lost(); }
