@@ -382,10 +382,9 @@ TEST_CASE("an observer that takes its time for every event does not take the hoo
 
 // The observer is told as many of them as there is time for, and the end of the story in any case.
 TEST_CASE("with thousands still in drain() returns in time, and its report names each") {
-  constexpr std::size_t many =
-      support::emulator.empty() && !support::under_sanitizer ? 10'000 : 1000;
+  constexpr std::size_t many = support::emulator.empty() && !support::under_sanitizer ? 4000 : 500;
   std::atomic<bool> end_told{false};
-  ShutdownOptions options = quiet(support::enough(2000ms));
+  ShutdownOptions options = quiet(support::enough(4000ms));
   options.abort_margin = options.grace_period / 4;
   options.observer = std::make_shared<support::Witness>([&](const lastcall::Event& event) {
     if (event.kind == EventKind::task) std::this_thread::sleep_for(100us);
@@ -404,7 +403,7 @@ TEST_CASE("with thousands still in drain() returns in time, and its report names
         [&](const ShutdownReport& report) {
           expect(report.outcome == Outcome::overrun, "an overrun");
           expect_equal(report.stragglers.size(), many + 1, "stragglers");
-          for (std::size_t number = 0; number < many; number += 999) {
+          for (std::size_t number = 0; number < many; number += 499) {
             expect(find_straggler(report.stragglers, "guard " + std::to_string(number)) != nullptr,
                    "guard " + std::to_string(number));
           }
