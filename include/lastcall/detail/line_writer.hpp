@@ -14,6 +14,7 @@
 #include <lastcall/detail/bounded_text.hpp>
 #include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/config.hpp>
+#include <lastcall/detail/thread_cancellation.hpp>
 
 #include <fcntl.h>
 #include <poll.h>
