@@ -68,7 +68,6 @@
 #include <unistd.h>
 #include <unwind.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
