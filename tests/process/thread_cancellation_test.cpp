@@ -81,6 +81,14 @@ void call_cancelled(const std::function<void(pthread_t)>& call) {
   expect(!went_on && value == PTHREAD_CANCELED, "and then the thread ends");
 }
 
+// The same in a process of its own, which ends well.
+void check_cancelled(const std::function<void(pthread_t)>& call) {
+  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
+  const Ended ended = in_a_process([&] { call_cancelled(call); });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 0");
+}
+
 // Ends the thread that flushes it, one way or the other.
 class EndsThread : public std::streambuf {
  public:
@@ -206,35 +214,23 @@ TEST_CASE("an on_signal function that ends its thread leaves the next signal to 
 }
 
 TEST_CASE("a pthread_cancel() of who is in drain() ends it after that") {
-  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
-  const Ended ended = in_a_process([] {
+  check_cancelled([](pthread_t self) {
     ShutdownCoordinator coordinator(quiet());
-    call_cancelled([&](pthread_t self) {
-      coordinator.spawn("cancels", [&, self](const CancellationToken& token) {
-        token.wait();
-        ::pthread_cancel(self);
-      });
-      coordinator.request_shutdown();
-      expect(coordinator.drain().exit_code == 0, "a clean end");
+    coordinator.spawn("cancels", [self](const CancellationToken& token) {
+      token.wait();
+      ::pthread_cancel(self);
     });
-    return 0;
+    coordinator.request_shutdown();
+    expect(coordinator.drain().exit_code == 0, "a clean end");
   });
-  INFO(ended.err);
-  CHECK(ended.how == "exit 0");
 }
 
 TEST_CASE("a pthread_cancel() of who is in the destructor ends it after that") {
-  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
-  const Ended ended = in_a_process([] {
-    call_cancelled([](pthread_t self) {
-      ShutdownCoordinator coordinator(quiet());
-      coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
-      coordinator.on_stop("cancels", [self] { ::pthread_cancel(self); });
-    });
-    return 0;
+  check_cancelled([](pthread_t self) {
+    ShutdownCoordinator coordinator(quiet());
+    coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+    coordinator.on_stop("cancels", [self] { ::pthread_cancel(self); });
   });
-  INFO(ended.err);
-  CHECK(ended.how == "exit 0");
 }
 
 TEST_CASE("a pthread_cancel() of who is in run() doesn't keep the process from its end") {
@@ -259,42 +255,30 @@ TEST_CASE("a pthread_cancel() of who is in run() doesn't keep the process from i
 }
 
 TEST_CASE("a pthread_cancel() that is pending tears no snapshot(), no on_signal() and no making") {
-  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
-  const Ended ended = in_a_process([] {
-    call_cancelled([](pthread_t self) {
-      ::pthread_cancel(self);
-      ShutdownCoordinator coordinator(quiet());
-      coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
-      coordinator.spawn("worker", [](const CancellationToken& token) { token.wait(); });
-      expect(coordinator.snapshot().size() == 1, "one is in");
-    });
-    return 0;
+  check_cancelled([](pthread_t self) {
+    ::pthread_cancel(self);
+    ShutdownCoordinator coordinator(quiet());
+    coordinator.on_signal(SIGHUP, [](const SignalInfo&) {});
+    coordinator.spawn("worker", [](const CancellationToken& token) { token.wait(); });
+    expect(coordinator.snapshot().size() == 1, "one is in");
   });
-  INFO(ended.err);
-  CHECK(ended.how == "exit 0");
 }
 
 TEST_CASE("a pthread_cancel() of who waits for a group ends it after that") {
-  if (support::under_sanitizer) return;  // they unwind such a thread in ways of their own
-  const Ended ended = in_a_process([] {
-    call_cancelled([](pthread_t self) {
-      // What is waited for is the thread's very end.
-      struct Slow {
-        ~Slow() { std::this_thread::sleep_for(50ms); }
-        void touch() {}
-      };
-      lastcall::TaskGroup group;
-      group.spawn("cancels", [self] {
-        thread_local Slow slow;
-        slow.touch();
-        ::pthread_cancel(self);
-      });
-      group.wait();
+  check_cancelled([](pthread_t self) {
+    // What is waited for is the thread's very end.
+    struct Slow {
+      ~Slow() { std::this_thread::sleep_for(50ms); }
+      void touch() {}
+    };
+    lastcall::TaskGroup group;
+    group.spawn("cancels", [self] {
+      thread_local Slow slow;
+      slow.touch();
+      ::pthread_cancel(self);
     });
-    return 0;
+    group.wait();
   });
-  INFO(ended.err);
-  CHECK(ended.how == "exit 0");
 }
 
 TEST_CASE("a stream that ends the thread that flushes it costs no other one its flush") {
