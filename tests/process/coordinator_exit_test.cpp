@@ -443,8 +443,8 @@ TEST_CASE("main blocked in somebody's loop that an on_stop hook ends") {
 #endif
 
 TEST_CASE("main that never comes is waited for until the end, and then it is the straggler") {
-  constexpr auto grace = support::enough(600ms);
-  Child child = Child::run([] {
+  const auto grace = support::enough(600ms);
+  Child child = Child::run([grace] {
     ShutdownCoordinator coordinator(telling(grace));
     say("ready\n");
     hang();
@@ -569,10 +569,10 @@ TEST_CASE("run() after drain() exits at once with the report's code, and flushes
 
 TEST_CASE("run() after drain() is bounded, too, when the flush hangs, which it names") {
   // By one caller or by several at once: it is said once.
-  constexpr auto grace = support::enough(400ms);
+  const auto grace = support::enough(400ms);
   for (const int more : {0, 30}) {
     const Stopwatch watch;
-    const Ended ended = in_a_process([more] {
+    const Ended ended = in_a_process([more, grace] {
       ShutdownOptions options = quiet(grace);
       options.last_words = STDERR_FILENO;
       ShutdownCoordinator coordinator(options);
