@@ -89,6 +89,14 @@ void check_cancelled(const std::function<void(pthread_t)>& call) {
   CHECK(ended.how == "exit 0");
 }
 
+// Leaves something to be flushed at the end, by run() alone or after drain().
+[[noreturn]] void end_with_output(ShutdownCoordinator& coordinator, bool drained) {
+  std::printf("flushed");
+  coordinator.request_shutdown();
+  if (drained) coordinator.drain();
+  coordinator.run();
+}
+
 // Ends the thread that flushes it, one way or the other.
 class EndsThread : public std::streambuf {
  public:
@@ -243,10 +251,7 @@ TEST_CASE("a pthread_cancel() of who is in run() doesn't keep the process from i
         token.wait();
         ::pthread_cancel(self);
       });
-      std::printf("flushed");
-      coordinator.request_shutdown();
-      if (drained) coordinator.drain();
-      coordinator.run();
+      end_with_output(coordinator, drained);
     });
     INFO(ended.err);
     CHECK(ended.how == "exit 0");
@@ -293,10 +298,7 @@ TEST_CASE("a stream that ends the thread that flushes it costs no other one its 
         ShutdownOptions options = quiet();
         options.last_words = STDERR_FILENO;
         ShutdownCoordinator coordinator(options);
-        std::printf("flushed");
-        coordinator.request_shutdown();
-        if (drained) coordinator.drain();
-        coordinator.run();
+        end_with_output(coordinator, drained);
       });
       INFO(ended.err);
       CHECK(ended.how == "exit 0");
