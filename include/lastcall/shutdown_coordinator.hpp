@@ -194,7 +194,7 @@ class ShutdownCoordinator {
     engine_->wait_for_end(detail::Ending::run);
     // The drain thread ends the process then, unless drain() took it over before.
     engine_->put_away();
-    engine_->exit_after_drain();
+    detail::exit_after_drain(engine_->state(), engine_->report());
   }
 
  private:

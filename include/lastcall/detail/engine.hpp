@@ -2,11 +2,11 @@
 #pragma once
 
 #include <lastcall/detail/engine_drain.hpp>
+#include <lastcall/detail/engine_exit.hpp>
 #include <lastcall/detail/engine_signal.hpp>
 #include <lastcall/detail/throw_system_error.hpp>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -201,77 +201,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return late ? late_report_ : drain_.report();
   }
 
-  /// run() after drain(): flushes, for no longer than a moment, and ends the process.
-  [[noreturn]] void exit_after_drain() noexcept {
-    static std::atomic<bool> words_begun{false};
-    const NoThreadCancellation whole;
-    keep_exact_time();
-    Flush flush;
-    flush.everybody_out = report().stragglers.empty();
-    Clock::time_point until = state_.end_at.load();
-    const Clock::time_point begun = Clock::now();
-    const Clock::time_point least = begun + std::chrono::milliseconds(100);
-    if (until < least) until = least;
-    // A stream's buffer may end the thread that flushes it: another one goes on with the next.
-    while (flush.begin()) {
-      while (flush.is_on() && Clock::now() < until) futex_wait_until(flush.over, 0, until);
-      if (flush.is_on() || flush.rites_begun == last_rites) break;
-    }
-    // Without a thread it is left out: nobody would end the process if it hung here.
-    if (flush.is_on() || flush.rites_begun < last_rites) {
-      if (words_begun.exchange(true, std::memory_order_acq_rel)) {
-        nap(10'000'000);  // another caller of run() is saying it
-      } else if (flush.is_on()) {
-        write_flush_hangs(state_, begun, flush.thread_id.load(std::memory_order_relaxed));
-      } else {
-        write_not_flushed(state_);
-      }
-    }
-    if (state_.options.exit_by_signal) {
-      if (const SignalInfo* const info = report().cause.signal()) exit_as_by_signal(info->number);
-    }
-    std::_Exit(state_.exit_code.load(std::memory_order_acquire));
-  }
-
  private:
-  // The last rites of exit_after_drain(), on a thread of their own.
-  struct Flush {
-    bool everybody_out = false;
-    unsigned rites_begun = 0;  // whoever sees that the thread is over sees it
-    std::atomic<pid_t> thread_id{0};
-    Word over{1};
-
-    bool is_on() const noexcept { return over.load(std::memory_order_acquire) == 0; }
-    bool begin() noexcept {
-      over.store(0, std::memory_order_relaxed);
-      pthread_t unused{};
-      const BlockAllSignals quiet;
-      if (start_thread(unused, &Flush::thread_main, this) == 0) return true;
-      over.store(1, std::memory_order_relaxed);
-      return false;
-    }
-    static void* thread_main(void* self) {
-      auto& flush = *static_cast<Flush*>(self);
-      struct Over {
-        Word& word;
-        ~Over() {
-          word.store(1, std::memory_order_release);
-          futex_wake_all(&word);
-        }
-      };
-      const NoThreadCancellation own;
-      const Over at_the_end{flush.over};
-      flush.thread_id.store(current_thread_id(), std::memory_order_relaxed);
-      while (flush.rites_begun < last_rites) {
-        const unsigned rite = flush.rites_begun++;
-        const OpenToThreadCancellation to_cancels;
-        perform_rite(rite, flush.everybody_out);
-        to_cancels.let_thread_end_here();
-      }
-      return nullptr;
-    }
-  };
-
   // Time was up, and the drain thread had not come through: it hangs where nobody could take over, or the
   // machine has no time for it. So drain()'s caller says what is known, and names no functions: that takes the
   // loader's lock.
