@@ -58,7 +58,9 @@
 //      resets the counts of I6 (the threads in flight are the parent's), cuts the traps'
 //      descriptors off the parent's pipes, and blocks in the thread what traps unblocked there.
 //      Hooks of others that run while a fork has the lock have it, too, on their thread; and the
-//      first of them that asks for it in the child finds all that done. A handler that runs in a
+//      first of them that asks for it in the child finds all that done. A child that the hooks
+//      missed makes the lock anew, whose owner may have stayed with the parent, before the first of
+//      its threads takes it. A handler that runs in a
 //      process that the lists don't speak of (vfork, clone, or before the hook) doesn't read them,
 //      and acts by I8.
 //  I11 A record is exclusive if no other trap got the signal: none of its layer, whose list is read

@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/coordinator.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 #include "support/threads.hpp"
 
@@ -267,6 +268,39 @@ TEST_CASE("the last words before a destructor returns are said once, however man
   }
 }
 
+TEST_CASE("last words say what there was no time to tell the observer, if there is one") {
+  // Emulated, or under a sanitizer, there would be no time to name so many.
+  if (!support::emulator.empty() || support::under_sanitizer) return;
+  for (const bool observed : {false, true}) {
+    INFO(observed);
+    const Ended ended = in_a_process([observed] {
+      std::vector<WaitGroup::Guard> guards;
+      {
+        ShutdownOptions options = quiet(400ms);
+        options.last_words = STDERR_FILENO;
+        if (observed) {
+          options.observer = std::make_shared<support::Witness>([](const lastcall::Event&) {});
+        }
+        ShutdownCoordinator coordinator(options);
+        while (guards.size() < 5'000) {
+          guards.push_back(coordinator.enter("guard " + std::to_string(guards.size())));
+        }
+        coordinator.request_shutdown();
+      }
+      support::leave(4);
+    });
+    INFO(ended.err.substr(0, 2000));
+    CHECK(ended.how == "exit 4");
+    const bool said = contains(ended.err, "over, and not all could be told");
+    // On a busy machine the time may be over even before that.
+    if (observed) {
+      CHECK((said || contains(ended.err, "out of time")));
+    } else {
+      CHECK_FALSE(said);
+    }
+  }
+}
+
 TEST_CASE("the destructor has the announce delay, and a SIGINT ends it") {
   ShutdownOptions options = quiet(120s);
   options.announce_delay = 100s;
@@ -383,7 +417,9 @@ TEST_CASE(
       coordinator.emplace(options);
       ShutdownCoordinator& inner = *coordinator;
       const CancellationToken token = inner.token();
-      inner.on_drained("release", [&] { released = true; });
+      auto made = std::make_shared<int>();
+      const std::weak_ptr<int> held = made;
+      inner.on_drained("release", [&, mine = std::move(made)] { released = true; });
       std::optional<lastcall::CancellationCallback<std::function<void()>>> callback;
       may = true;
       if (what == "task") {
@@ -418,6 +454,7 @@ TEST_CASE(
       next.reset();
       // Past the end of the first one's grace period.
       std::this_thread::sleep_for(700ms);
+      expect(!held.expired(), "the first one's hooks are kept");
       support::leave(5);
     });
     INFO(ended.err);

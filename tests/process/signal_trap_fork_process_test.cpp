@@ -377,24 +377,20 @@ TEST_CASE("children of children, with traps at each level, each mind their own s
 
 #if defined(__linux__)
 
+// A fork without its hooks.
+pid_t bare_clone() {
+#if defined(__s390__)
+  return static_cast<pid_t>(::syscall(SYS_clone, nullptr, SIGCHLD, nullptr, nullptr, nullptr));
+#else
+  return static_cast<pid_t>(::syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+#endif
+}
+
 TEST_CASE("a child of a bare clone, that ran no fork hook, is as well served") {
   check_clean(in_a_process([] {
     if (under_sanitizer) return;  // they know nothing of such a child
     SignalTrap trap{SIGTERM, SIGUSR1, SIGURG};
-    const auto cloned = [](auto body) {
-#if defined(__s390__)
-      const long child = ::syscall(SYS_clone, nullptr, SIGCHLD, nullptr, nullptr, nullptr);
-#else
-      const long child = ::syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr);
-#endif
-      if (child == 0) {
-        unmet_expectations = 0;
-        run_and_leave(body);
-      }
-      int status = 0;
-      ::waitpid(static_cast<pid_t>(child), &status, 0);
-      return in_words(status);
-    };
+    const auto cloned = [](auto body) { return in_a_grandchild(body, &bare_clone); };
     const auto killed = cloned([] { ::raise(SIGTERM); });
     expect(killed == "SIGTERM", "the default action: " + killed);
     const auto ignored = cloned([&] {
@@ -552,11 +548,12 @@ TEST_CASE("a fork in the middle of signals and traps that come and go leaves bot
   }));
 }
 
-TEST_CASE(
-    "a fork in the middle of SignalIgnores that come and go, and no trap ever, harms neither "
-    "side") {
-  check_clean(in_a_process([] {
+// What a fork is to find is set up when the first of them is made: before the threads that make others, or by them.
+enum class First { before, among_them };
+void forks_among_ignores(pid_t (*fork_by)(), First first) {
+  check_clean(in_a_process([fork_by, first] {
     if (under_sanitizer) return;
+    if (first == First::before) const SignalIgnore ignore(SIGUSR1);
     std::atomic<bool> over{false};
     Threads threads;
     for (int at = 0; at < 2; ++at) {
@@ -565,17 +562,38 @@ TEST_CASE(
       });
     }
     for (int turn = 0; turn < 200; ++turn) {
-      const auto how = in_a_grandchild([] {
-        ::alarm(10);
-        { const SignalIgnore own(SIGUSR2); }
-        expect(is_default(SIGUSR2), "the default is back");
-      });
+      const auto how = in_a_grandchild(
+          [fork_by, first] {
+            { const SignalIgnore own(SIGUSR2); }
+            expect(is_default(SIGUSR2), "the default is back");
+            if (fork_by == &::fork && first == First::before) {
+              const bool counted = lastcall::detail::signal_registry.ignored[SIGUSR1].count > 0;
+              expect_equal(counted, !is_default(SIGUSR1), "it is ignored, and counted");
+            }
+          },
+          fork_by);
       if (!expect(how == "exit 0", how)) break;
     }
     over = true;
     threads.join();
   }));
 }
+
+TEST_CASE("a fork in the middle of SignalIgnores, and no trap ever, leaves both sides whole") {
+  forks_among_ignores(&::fork, First::before);
+}
+
+TEST_CASE("a fork in the middle of the first SignalIgnore that there is harms neither side") {
+  for (int time = 0; time < 5; ++time) forks_among_ignores(&::fork, First::among_them);
+}
+
+#if defined(__linux__)
+TEST_CASE("a bare clone in the middle of SignalIgnores harms neither side") {
+  for (const First first : {First::before, First::among_them}) {
+    forks_among_ignores(&bare_clone, first);
+  }
+}
+#endif
 
 TEST_CASE("a forked child has no descriptor more than its parent, also with stdin closed") {
   check_clean(in_a_process([] {

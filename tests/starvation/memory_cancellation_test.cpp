@@ -362,6 +362,28 @@ TEST_CASE("any_of is linked to all of its parents or to none") {
   CHECK(many.failures >= 2);
 }
 
+TEST_CASE("merges are given back, whether or not others hold what they merge") {
+  const auto make_and_let_go = [](std::size_t held) {
+    const CancellationSource top;
+    std::vector<CancellationToken> parents;
+    while (parents.size() < 5) {
+      CancellationSource parent(top.token());
+      parent.disarm();
+      parents.push_back(parent.token());
+    }
+    CancellationSource merged = CancellationSource::any_of(parents);
+    parents.resize(held);
+    const CancellationSource again = CancellationSource::any_of({merged.token(), top.token()});
+    merged.disarm();
+  };
+  for (const std::size_t held : {std::size_t{5}, std::size_t{4}, std::size_t{1}, std::size_t{0}}) {
+    make_and_let_go(held);  // the first one may have something made that stays
+    const long before = starvation::live_objects;
+    make_and_let_go(held);
+    CHECK(starvation::live_objects == before);
+  }
+}
+
 TEST_CASE("a token's descriptor is there or is not") {
   const starvation::Swept swept = sweep<Descriptor>();
   CHECK(swept.problems == "");

@@ -306,10 +306,10 @@ Ended in_a_process(Body body, std::chrono::milliseconds limit = patience) {
   return Child::run(std::move(body)).end(limit);
 }
 
-/// In a child of a test: forks once more, and waits. For what a process sees of its own children.
+/// In a child of a test: forks once more, by what is given, and waits. For what a process sees of its own children.
 template <class Body>
-std::string in_a_grandchild(Body body) {
-  const pid_t child = ::fork();
+std::string in_a_grandchild(Body body, pid_t (*fork_by)() = &::fork) {
+  const pid_t child = fork_by();
   if (child < 0) return "no fork";
   if (child == 0) {
     unmet_expectations = 0;

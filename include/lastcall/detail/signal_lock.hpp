@@ -141,14 +141,40 @@ inline void make_handlers_give_way() noexcept {
   }
 }
 
+/// Before the lock. The child of a fork that our hooks missed (of a bare clone(), or since the hooks were registered
+/// when it was on its way) has the lock as the parent's other threads had it: held, maybe, by one that isn't here.
+/// Which process it is of is written down before it is taken, so the child's first thread that wants it knows.
+inline void claim_lock() noexcept {
+  SignalRegistry& all = signal_registry;
+  const pid_t self = ::getpid();
+  // acquire: pairs with the release below, so that the lock is seen as new.
+  pid_t owner = all.lock_process.load(std::memory_order_acquire);
+  for (int turn = 0; owner != self;) {
+    if (owner == -self) {
+      back_off(turn++);
+      owner = all.lock_process.load(std::memory_order_acquire);
+    } else if (all.lock_process.compare_exchange_weak(owner, -self, std::memory_order_acquire)) {
+      // relaxed: what was written before a fork is there in the child.
+      if (owner != 0 && !all.is_held_by_fork.load(std::memory_order_relaxed)) {
+        ::pthread_mutex_init(&all.mutex, nullptr);
+        all.changing.store(false, std::memory_order_relaxed);
+      }
+      all.lock_process.store(self, std::memory_order_release);
+      return;
+    }
+  }
+}
+
 /// With every signal blocked. Waits as long as it takes.
 inline void lock_registry() noexcept {
+  claim_lock();
   ::pthread_mutex_lock(&signal_registry.mutex);
   make_handlers_give_way();
 }
 
 /// The same, unless another has it until `deadline`: then false.
 inline bool lock_registry_by(Clock::time_point deadline) noexcept {
+  claim_lock();
   const bool had =
       try_until(deadline, [] { return ::pthread_mutex_trylock(&signal_registry.mutex) == 0; });
   if (had) make_handlers_give_way();
@@ -156,6 +182,7 @@ inline bool lock_registry_by(Clock::time_point deadline) noexcept {
 }
 
 inline void unlock_registry() noexcept {
+  signal_registry.is_held_by_fork.store(false, std::memory_order_relaxed);
   signal_registry.changing.store(false, std::memory_order_release);
   ::pthread_mutex_unlock(&signal_registry.mutex);
 }
@@ -234,6 +261,7 @@ inline void before_fork() noexcept {
   }
   ++thread.forks;
   thread.holds = true;
+  signal_registry.is_held_by_fork.store(true, std::memory_order_relaxed);
   // So that whose child this is can be told afterwards.
   if (speaks_of_another()) become_child(thread.mask);
 }

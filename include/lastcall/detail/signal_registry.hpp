@@ -79,6 +79,10 @@ inline constexpr int signal_layers = 8;
 
 struct SignalRegistry {
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  std::atomic<pid_t> lock_process{
+      0};  // whose threads lock it; negative: one of these is making it anew
+  std::atomic<bool> is_held_by_fork{
+      false};                     // by a thread that is inside fork(), and will be in the child
   std::atomic<pid_t> process{0};  // whom the lists speak of
   std::atomic<unsigned> epoch{0};
   std::atomic<unsigned> in_flight[2]{};
