@@ -39,7 +39,7 @@ lastcall_runs(coordinator "-O0 ${safety} -DMEMLIM=1900" "-E -m200000"
 lastcall_runs(wait_group "-O0 ${safety} -DMEMLIM=1900" "-m200000" "ALONE" "ALONE SYMMETRIC")
 lastcall_runs(cancellation "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "WHO=6" "WHO=18" "WHO=10" "WHO=12" "WHO=20" "WHO=37" "WHO=3" "WHO=5" "WHO=9" "WHO=24" "WHO=17")
-lastcall_runs(signal_trap "-O0 ${safety} -DMEMLIM=1900" "-m200000" "PART=1" "PART=3" "PART=1 PIPE=2")
+lastcall_runs(signal_trap "-O0 ${safety} -DMEMLIM=1900" "-m200000" "PART=1" "PART=3" "PART=4" "PART=1 PIPE=2")
 lastcall_runs(nudge "-O0 ${safety} -DMEMLIM=1900" "-m200000" "WHAT=1" "WHAT=2")
 
 # Liveness, where the end states don't say it; and that the claim can fail.
@@ -63,7 +63,8 @@ lastcall_runs(signal_trap "-O0 ${safety} -DMEMLIM=1900" "-m200000"
   "BUG=1 PART=1" "BUG=2 PART=1" "BUG=3 PART=1" "BUG=4 PART=1" "BUG=5 PART=1" "BUG=6 PART=1" "BUG=7 PART=1"
   "BUG=8 PART=1" "BUG=11 PART=2" "BUG=12 PART=2" "BUG=13 PART=2" "BUG=14 PART=2" "BUG=15 PART=2"
   "BUG=16 PART=2" "BUG=17 PART=2" "BUG=18 PART=2" "BUG=19 PART=2" "BUG=20 PART=2" "BUG=21 PART=3"
-  "BUG=22 PART=3" "BUG=23 PART=3" "BUG=24 PART=3" "BUG=25 PART=3" "BUG=26 PART=3")
+  "BUG=22 PART=3" "BUG=23 PART=3" "BUG=24 PART=3" "BUG=25 PART=3" "BUG=26 PART=3" "BUG=27 PART=4"
+  "BUG=28 PART=4" "BUG=29 PART=4" "BUG=30 PART=4" "BUG=31 PART=4")
 lastcall_runs(coordinator "-O0 ${safety} -DMEMLIM=1900" "-E -m200000"
   "BUG=1 SCENE=1" "BUG=2 SCENE=1 HOOKS=2" "BUG=3 SCENE=1" "BUG=4 SCENE=1" "BUG=5 SCENE=1" "BUG=6 SCENE=1 HOOKS=2"
   "BUG=7 SCENE=5" "BUG=8 SCENE=3" "BUG=9 SCENE=1" "BUG=10 SCENE=1" "BUG=11 SCENE=3" "BUG=12 SCENE=2"

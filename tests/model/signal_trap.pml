@@ -3,7 +3,7 @@
  *
  *   spin -DPART=1 -a signal_trap.pml && cc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m200000
  *
- * must end with "errors: 0" for PART 1, 2 and 3; with -DBUG=n of its part it must find one. Who can't end
+ * must end with "errors: 0" for PART 1 to 4; with -DBUG=n of its part it must find one. Who can't end
  * is an invalid end state: a reader that sleeps while something is pending, a trap that waits for handlers
  * for ever. For PART 2, where handlers retry instead of waiting, that all come to their end in a fair
  * schedule is the claim `ends`:
@@ -42,6 +42,13 @@
  *       24 (I10) a handler reads the lists of a process that isn't its own
  *       25 (I10) the child leaves the disposition as it was
  *       26 (I10) the process id is set before the lists are emptied
+ * PART 4: the lock in a child that fork's hooks missed, or that somebody else's hook is in before ours. Two threads
+ *   of the child want it, while the parent's copy is in whatever state it was.
+ *   BUG 27 (I10) the child takes the lock as it is
+ *       28 (I10) each thread of the child that finds it the parent's makes it anew
+ *       29 (I10) it is made anew although the forking thread has it
+ *       30 (I10) whether the forking thread has it is looked at when the lock has been claimed
+ *       31 (I10) the forking thread lets go before it has written down whose the lock is
  *
  * What is not modelled: layers under other people's handlers (I9, I11), SignalIgnore, masks, SA_RESETHAND,
  * refused system calls, two numbers in the registry (they share its lock and counts, nothing else), fork hooks
@@ -735,5 +742,121 @@ init {
     run parents_fork()
   };
   unlinked && child_done
+}
+#endif
+
+#if PART == 4
+/* ---- the lock after fork() ---------------------------------------------------------------------------- */
+
+#define NOBODY 0
+#define PARENT 1
+#define CHILD 2
+#define OF(p) (p + 1)
+#define CLAIMED_BY(p) (p + 3)
+
+/* Twice: the parent's and the child's. */
+byte owner[2];     /* lock_process */
+bool locked[2];
+bool by_fork[2];   /* is_held_by_fork */
+byte inside[2];
+byte ended;
+bool forked;
+
+inline claim(p) {
+  seen = owner[p];
+  do
+  :: seen == OF(p) -> break
+  :: seen == CLAIMED_BY(p) ->
+     owner[p] != CLAIMED_BY(p);
+     seen = owner[p]
+  :: else ->
+#if BUG != 30
+     held = by_fork[p];
+#endif
+     atomic {
+       if
+       :: owner[p] == seen -> mine = true; owner[p] = (BUG == 28 -> owner[p] : CLAIMED_BY(p))
+       :: else -> seen = owner[p]; mine = false
+       fi
+     };
+     if
+     :: mine ->
+#if BUG == 30
+        held = by_fork[p];
+#endif
+#if BUG == 29
+        held = false;
+#endif
+        if :: seen != NOBODY && !held && BUG != 27 -> locked[p] = false :: else fi;
+        owner[p] = OF(p);
+        break
+     :: else
+     fi
+  od
+}
+
+inline lock(p) {
+  claim(p);
+  atomic { !locked[p] -> locked[p] = true };
+  inside[p]++;
+  assert(inside[p] == 1)
+}
+
+inline unlock(p) {
+  inside[p]--;
+  if
+  :: by_fork[p] ->
+#if BUG == 31
+     by_fork[p] = false;
+     owner[p] = OF(p)
+#else
+     owner[p] = OF(p);
+     by_fork[p] = false
+#endif
+  :: else
+  fi;
+  locked[p] = false
+}
+
+proctype user(byte p) {
+  byte seen; bool held, mine;
+  lock(p);
+  unlock(p);
+  ended++
+}
+
+/* Our hook in the child. Hooks of others come before it, and may start threads. */
+proctype forker_in_child() {
+  assert(inside[1] == 1);
+  unlock(1);
+  ended++
+}
+
+proctype forker() {
+  byte seen; bool held, mine;
+  if
+  :: /* our hooks run */
+     lock(0);
+     by_fork[0] = true;
+     atomic {
+       owner[1] = owner[0]; locked[1] = locked[0]; by_fork[1] = by_fork[0];
+       inside[1] = 1;
+       forked = true;
+       run forker_in_child(); run user(1); run user(1)
+     };
+     unlock(0)
+  :: /* they don't: nobody who is inside comes along */
+     atomic {
+       owner[1] = owner[0]; locked[1] = locked[0]; by_fork[1] = by_fork[0];
+       forked = true;
+       ended++;
+       run user(1); run user(1)
+     }
+  fi
+}
+
+init {
+  atomic { run user(0); run user(0); run forker() };
+  forked && ended == 5
 }
 #endif

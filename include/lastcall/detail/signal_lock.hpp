@@ -153,15 +153,18 @@ inline void claim_lock() noexcept {
     if (owner == -self) {
       back_off(turn++);
       owner = all.lock_process.load(std::memory_order_acquire);
-    } else if (all.lock_process.compare_exchange_weak(owner, -self, std::memory_order_acquire)) {
-      // relaxed: what was written before a fork is there in the child.
-      if (owner != 0 && !all.is_held_by_fork.load(std::memory_order_relaxed)) {
-        ::pthread_mutex_init(&all.mutex, nullptr);
-        all.changing.store(false, std::memory_order_relaxed);
-      }
-      all.lock_process.store(self, std::memory_order_release);
-      return;
+      continue;
     }
+    // Before the exchange, and acquire: if the fork's thread has let go of it in the meantime, it has written down the
+    // new process before, and the exchange fails.
+    const bool is_held = all.is_held_by_fork.load(std::memory_order_acquire);
+    if (!all.lock_process.compare_exchange_weak(owner, -self, std::memory_order_acquire)) continue;
+    if (owner != 0 && !is_held) {
+      ::pthread_mutex_init(&all.mutex, nullptr);
+      all.changing.store(false, std::memory_order_relaxed);
+    }
+    all.lock_process.store(self, std::memory_order_release);
+    return;
   }
 }
 
@@ -182,9 +185,14 @@ inline bool lock_registry_by(Clock::time_point deadline) noexcept {
 }
 
 inline void unlock_registry() noexcept {
-  signal_registry.is_held_by_fork.store(false, std::memory_order_relaxed);
-  signal_registry.changing.store(false, std::memory_order_release);
-  ::pthread_mutex_unlock(&signal_registry.mutex);
+  SignalRegistry& all = signal_registry;
+  // relaxed: who holds it has set it, and where it is set nobody else holds it.
+  if (all.is_held_by_fork.load(std::memory_order_relaxed)) {
+    all.lock_process.store(::getpid(), std::memory_order_relaxed);
+    all.is_held_by_fork.store(false, std::memory_order_release);  // see claim_lock()
+  }
+  all.changing.store(false, std::memory_order_release);
+  ::pthread_mutex_unlock(&all.mutex);
 }
 
 /// Whose the registry is when a thread asks for it.
