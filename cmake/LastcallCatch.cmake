@@ -39,7 +39,9 @@ target_precompile_headers(lastcall_catch_precompiled PRIVATE
 # With clang so is the code of what is inline there: another half of a test's compile time. The precompiled
 # header becomes an object as well, and whoever compiles with the one has to be linked with the other.
 set(lastcall_precompiled_code "")
-if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND CMAKE_GENERATOR MATCHES "Makefiles")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang"
+   AND CMAKE_GENERATOR MATCHES "Makefiles"
+   AND NOT CMAKE_DISABLE_PRECOMPILE_HEADERS)
   target_compile_options(lastcall_catch_precompiled PRIVATE -fpch-codegen -fpch-instantiate-templates)
   set(precompiled "${CMAKE_CURRENT_BINARY_DIR}/CMakeFiles/lastcall_catch_precompiled.dir/cmake_pch.hxx.pch")
   set(lastcall_precompiled_code "${CMAKE_CURRENT_BINARY_DIR}/precompiled_code.o")

@@ -49,6 +49,7 @@
  *       29 (I10) it is made anew although the forking thread has it
  *       30 (I10) whether the forking thread has it is looked at when the lock has been claimed
  *       31 (I10) the forking thread lets go before it has written down whose the lock is
+ *       32 (I10) the child believes that a thread that is inside fork() in the parent has the lock here, too
  *
  * What is not modelled: layers under other people's handlers (I9, I11), SignalIgnore, masks, SA_RESETHAND,
  * refused system calls, two numbers in the registry (they share its lock and counts, nothing else), fork hooks
@@ -787,7 +788,12 @@ inline claim(p) {
 #if BUG == 29
         held = false;
 #endif
-        if :: seen != NOBODY && !held && BUG != 27 -> locked[p] = false :: else fi;
+        /* Who forked is the child's first thread, and what it has itself it knows. */
+        if :: p == 1 && forked_here && BUG != 32 -> held = false :: else fi;
+        if
+        :: seen != NOBODY && !held && BUG != 27 -> locked[p] = false; by_fork[p] = false
+        :: else
+        fi;
         owner[p] = OF(p);
         break
      :: else
@@ -818,10 +824,19 @@ inline unlock(p) {
   locked[p] = false
 }
 
-proctype user(byte p) {
+proctype user(byte p; bool forked_here) {
   byte seen; bool held, mine;
   lock(p);
   unlock(p);
+  ended++
+}
+
+/* A thread of the parent that is in another fork. */
+proctype other_forker() {
+  byte seen; bool held, mine, forked_here;
+  lock(0);
+  by_fork[0] = true;
+  unlock(0);
   ended++
 }
 
@@ -833,7 +848,7 @@ proctype forker_in_child() {
 }
 
 proctype forker() {
-  byte seen; bool held, mine;
+  byte seen; bool held, mine, forked_here;
   if
   :: /* our hooks run */
      lock(0);
@@ -842,7 +857,7 @@ proctype forker() {
        owner[1] = owner[0]; locked[1] = locked[0]; by_fork[1] = by_fork[0];
        inside[1] = 1;
        forked = true;
-       run forker_in_child(); run user(1); run user(1)
+       run forker_in_child(); run user(1, false); run user(1, false)
      };
      unlock(0)
   :: /* they don't: nobody who is inside comes along */
@@ -850,13 +865,19 @@ proctype forker() {
        owner[1] = owner[0]; locked[1] = locked[0]; by_fork[1] = by_fork[0];
        forked = true;
        ended++;
-       run user(1); run user(1)
-     }
+       run user(1, true)
+     };
+     /* Others of its threads come later, when the lock is held by a fork. Else they may come first. */
+     if
+     :: by_fork[1] -> owner[1] == CHILD
+     :: else
+     fi;
+     run user(1, false)
   fi
 }
 
 init {
-  atomic { run user(0); run user(0); run forker() };
+  atomic { run user(0, false); run other_forker(); run forker() };
   forked && ended == 5
 }
 #endif

@@ -548,12 +548,10 @@ TEST_CASE("a fork in the middle of signals and traps that come and go leaves bot
   }));
 }
 
-// What a fork is to find is set up when the first of them is made: before the threads that make others, or by them.
-enum class First { before, among_them };
-void forks_among_ignores(pid_t (*fork_by)(), First first) {
-  check_clean(in_a_process([fork_by, first] {
+void forks_among_ignores(pid_t (*fork_by)()) {
+  check_clean(in_a_process([fork_by] {
     if (under_sanitizer) return;
-    if (first == First::before) const SignalIgnore ignore(SIGUSR1);
+    { const SignalIgnore first(SIGUSR1); }
     std::atomic<bool> over{false};
     Threads threads;
     for (int at = 0; at < 2; ++at) {
@@ -563,10 +561,10 @@ void forks_among_ignores(pid_t (*fork_by)(), First first) {
     }
     for (int turn = 0; turn < 200; ++turn) {
       const auto how = in_a_grandchild(
-          [fork_by, first] {
+          [fork_by] {
             { const SignalIgnore own(SIGUSR2); }
             expect(is_default(SIGUSR2), "the default is back");
-            if (fork_by == &::fork && first == First::before) {
+            if (fork_by == &::fork) {
               const bool counted = lastcall::detail::signal_registry.ignored[SIGUSR1].count > 0;
               expect_equal(counted, !is_default(SIGUSR1), "it is ignored, and counted");
             }
@@ -580,18 +578,70 @@ void forks_among_ignores(pid_t (*fork_by)(), First first) {
 }
 
 TEST_CASE("a fork in the middle of SignalIgnores, and no trap ever, leaves both sides whole") {
-  forks_among_ignores(&::fork, First::before);
+  forks_among_ignores(&::fork);
 }
 
-TEST_CASE("a fork in the middle of the first SignalIgnore that there is harms neither side") {
-  for (int time = 0; time < 5; ++time) forks_among_ignores(&::fork, First::among_them);
+// A fork that is on its way when another thread makes the first trap, by which forks are watched: it is in a
+// stranger's hook then, until that thread has the registry's lock.
+enum class Moment { none, forking, locked, over };
+std::atomic<Moment> moment{Moment::none};
+void await(Moment wanted) {
+  expect(eventually([wanted] { return moment == wanted; }, 20s), "the moment has come");
+}
+void strangers_hook() {
+  if (moment == Moment::none) {
+    moment = Moment::forking;
+    await(Moment::locked);
+  } else if (moment == Moment::forking) {
+    moment = Moment::locked;
+    await(Moment::over);
+  }
+}
+
+enum class Holder { changes, forks };
+void miss_a_fork(pid_t (*fork_by)(), Holder holder) {
+  check_clean(in_a_process([fork_by, holder] {
+    // Where all tests run in one process, forks have been watched for long.
+    if (under_sanitizer || lastcall::detail::signal_registry.watches_forks) return;
+    ::pthread_atfork(&strangers_hook, nullptr, nullptr);
+    std::thread other([holder] {
+      await(Moment::forking);
+      { const SignalIgnore first(SIGUSR2); }
+      if (holder == Holder::forks) {
+        const pid_t child = ::fork();
+        if (child == 0) ::_exit(0);
+        ::waitpid(child, nullptr, 0);
+      } else {
+        const lastcall::detail::SignalRegistryLock lock;
+        moment = Moment::locked;
+        await(Moment::over);
+      }
+    });
+    if (fork_by != &::fork) {
+      moment = Moment::forking;
+      await(Moment::locked);
+    }
+    const auto how = in_a_grandchild(
+        [] {
+          SignalTrap own{SIGUSR1};
+          ::raise(SIGUSR1);
+          expect_equal(pending(own), 1, "signals of the child's own trap");
+        },
+        fork_by);
+    moment = Moment::over;
+    other.join();
+    expect(how == "exit 0", how);
+  }));
+}
+
+TEST_CASE("a child that fork's hooks missed finds no lock that a thread of its parent's holds") {
+  for (const Holder holder : {Holder::changes, Holder::forks}) miss_a_fork(&::fork, holder);
 }
 
 #if defined(__linux__)
-TEST_CASE("a bare clone in the middle of SignalIgnores harms neither side") {
-  for (const First first : {First::before, First::among_them}) {
-    forks_among_ignores(&bare_clone, first);
-  }
+TEST_CASE("a bare clone in the middle of SignalIgnores, or of a fork, harms neither side") {
+  forks_among_ignores(&bare_clone);
+  for (const Holder holder : {Holder::changes, Holder::forks}) miss_a_fork(&bare_clone, holder);
 }
 #endif
 

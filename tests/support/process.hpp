@@ -312,6 +312,9 @@ std::string in_a_grandchild(Body body, pid_t (*fork_by)() = &::fork) {
   const pid_t child = fork_by();
   if (child < 0) return "no fork";
   if (child == 0) {
+#if defined(__linux__)
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // if it hangs, the test may be killed first
+#endif
     unmet_expectations = 0;
     run_and_leave(body);
   }

@@ -1,7 +1,7 @@
 // The end of run() after drain(): the flush, for a bounded time, and the exit.
 #pragma once
 
-#include <lastcall/detail/config.hpp>
+#include <lastcall/detail/clock.hpp>
 #include <lastcall/detail/engine_state.hpp>
 #include <lastcall/detail/futex.hpp>
 #include <lastcall/detail/last_rites.hpp>
@@ -9,9 +9,9 @@
 #include <lastcall/detail/posix.hpp>
 #include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/thread_cancellation.hpp>
-#include <lastcall/detail/thread_end.hpp>
 #include <lastcall/detail/thread_id.hpp>
 #include <lastcall/shutdown_report.hpp>
+#include <lastcall/signal_info.hpp>
 
 #include <pthread.h>
 #include <sys/types.h>

@@ -7,10 +7,12 @@
 #pragma once
 
 #include <lastcall/detail/clock.hpp>
+#include <lastcall/detail/config.hpp>
 #include <lastcall/detail/signal_handler.hpp>
 #include <lastcall/detail/signal_registry.hpp>
 #include <lastcall/detail/thread.hpp>
 #include <lastcall/detail/thread_cancellation.hpp>
+#include <lastcall/detail/thread_id.hpp>
 
 #include <pthread.h>
 #include <sched.h>
@@ -141,6 +143,18 @@ inline void make_handlers_give_way() noexcept {
   }
 }
 
+/// Whether a thread that is inside fork() has the lock, and is in this process. Only the one that forked is in the
+/// child, where it has the process's number; and what it has itself it knows, and doesn't ask.
+inline bool is_held_by_fork() noexcept {
+  // acquire: see claim_lock().
+  if (!signal_registry.held_by_fork.load(std::memory_order_acquire)) return false;
+#if LASTCALL_LINUX
+  return current_thread_id() != ::getpid();
+#else
+  return true;
+#endif
+}
+
 /// Before the lock. The child of a fork that our hooks missed (of a bare clone(), or since the hooks were registered
 /// when it was on its way) has the lock as the parent's other threads had it: held, maybe, by one that isn't here.
 /// Which process it is of is written down before it is taken, so the child's first thread that wants it knows.
@@ -155,13 +169,14 @@ inline void claim_lock() noexcept {
       owner = all.lock_process.load(std::memory_order_acquire);
       continue;
     }
-    // Before the exchange, and acquire: if the fork's thread has let go of it in the meantime, it has written down the
-    // new process before, and the exchange fails.
-    const bool is_held = all.is_held_by_fork.load(std::memory_order_acquire);
+    // Before the exchange: if the fork's thread has let go of it in the meantime, it has written down the new process
+    // before, and the exchange fails.
+    const bool is_held = is_held_by_fork();
     if (!all.lock_process.compare_exchange_weak(owner, -self, std::memory_order_acquire)) continue;
     if (owner != 0 && !is_held) {
       ::pthread_mutex_init(&all.mutex, nullptr);
       all.changing.store(false, std::memory_order_relaxed);
+      all.held_by_fork.store(false, std::memory_order_relaxed);
     }
     all.lock_process.store(self, std::memory_order_release);
     return;
@@ -187,9 +202,10 @@ inline bool lock_registry_by(Clock::time_point deadline) noexcept {
 inline void unlock_registry() noexcept {
   SignalRegistry& all = signal_registry;
   // relaxed: who holds it has set it, and where it is set nobody else holds it.
-  if (all.is_held_by_fork.load(std::memory_order_relaxed)) {
-    all.lock_process.store(::getpid(), std::memory_order_relaxed);
-    all.is_held_by_fork.store(false, std::memory_order_release);  // see claim_lock()
+  if (all.held_by_fork.load(std::memory_order_relaxed)) {
+    // release, both: see claim_lock().
+    all.lock_process.store(::getpid(), std::memory_order_release);
+    all.held_by_fork.store(false, std::memory_order_release);
   }
   all.changing.store(false, std::memory_order_release);
   ::pthread_mutex_unlock(&all.mutex);
@@ -269,7 +285,7 @@ inline void before_fork() noexcept {
   }
   ++thread.forks;
   thread.holds = true;
-  signal_registry.is_held_by_fork.store(true, std::memory_order_relaxed);
+  signal_registry.held_by_fork.store(true, std::memory_order_relaxed);
   // So that whose child this is can be told afterwards.
   if (speaks_of_another()) become_child(thread.mask);
 }

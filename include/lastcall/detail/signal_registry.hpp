@@ -79,11 +79,9 @@ inline constexpr int signal_layers = 8;
 
 struct SignalRegistry {
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-  std::atomic<pid_t> lock_process{
-      0};  // whose threads lock it; negative: one of these is making it anew
-  std::atomic<bool> is_held_by_fork{
-      false};                     // by a thread that is inside fork(), and will be in the child
-  std::atomic<pid_t> process{0};  // whom the lists speak of
+  std::atomic<pid_t> lock_process{0};     // whose threads lock it: see claim_lock()
+  std::atomic<bool> held_by_fork{false};  // by a thread that is inside fork(): the child's first
+  std::atomic<pid_t> process{0};          // whom the lists speak of
   std::atomic<unsigned> epoch{0};
   std::atomic<unsigned> in_flight[2]{};
   std::atomic<bool> changing{false};   // by who holds the lock, or by a handler that gives way (I8)
