@@ -1,6 +1,7 @@
 // At a real terminal: signals that are typed, go through the line discipline, and reach a whole process
 // group; and terminals that don't take what is written to them.
 #include "support/catch.hpp"
+#include "support/emulation.hpp"
 #include "support/process.hpp"
 #include "support/screen.hpp"
 
@@ -327,8 +328,8 @@ TEST_CASE("a job in the background of a terminal that stops its writers is not s
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       ::setpgid(0, 0);
       ShutdownOptions options;
-      options.grace_period = 500ms;
-      options.abort_margin = 100ms;
+      options.grace_period = support::enough(500ms);
+      options.abort_margin = options.grace_period / 5;
       ShutdownCoordinator lifetime(std::move(options));
       lifetime.spawn("held worker", [](CancellationToken) {
         for (;;) ::pause();
