@@ -26,6 +26,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -654,6 +655,32 @@ TEST_CASE("no threads left: EAGAIN with what was being done, and nothing has cha
   });
   INFO(ended.err);
   CHECK(ended.how == "exit 0");
+}
+
+TEST_CASE("no threads left to put away what was destroyed from inside: nothing exits by force") {
+  if (support::under_sanitizer) return;
+  const Ended ended = in_a_process([] {
+    std::optional<ShutdownCoordinator> coordinator;
+    std::atomic<bool> destroyed{false};
+    std::atomic<bool> released{false};
+    coordinator.emplace(quiet(500ms));
+    const std::string trapped = support::dispositions();
+    coordinator->on_stop("destroys", [&] {
+      if (!forbid_threads()) support::leave(6);
+      coordinator.reset();
+      destroyed = true;
+    });
+    coordinator->on_drained("release", [&] { released = true; });
+    coordinator->request_shutdown();
+    expect(support::eventually([&] { return destroyed && released; }), "the drain goes on");
+    std::this_thread::sleep_for(800ms);  // past the end of the grace period
+    expect(support::dispositions() == trapped, "the dispositions stay");
+    const std::string words = refusal([] { const ShutdownCoordinator next(quiet()); });
+    expect(starts_with(words, "logic_error: "), words);
+    support::leave(6);
+  });
+  INFO(ended.err);
+  CHECK(ended.how == "exit 6");
 }
 
 TEST_CASE("no threads left later: spawn() and on_signal() say so, and a drain goes on without") {
