@@ -1280,8 +1280,8 @@ TEST_CASE("accept: cancels and connections at the same time lose no connection")
     for (AcceptLoop& loop : loops) {
       threads.start([&] { loop.run(listener.fd(), source.token()); });
     }
-    threads.start([&, delay = random.below(300)] {
-      // Up to some tens of microseconds, and no yield: on a busy machine each would cost milliseconds.
+    threads.start([&, delay = random.below(8'000)] {
+      // Sometimes before all connections, sometimes after. No yield: on a busy machine each would cost milliseconds.
       for (std::size_t spin = 0; spin < delay; ++spin) static_cast<void>(Clock::now());
       source.cancel();
     });
