@@ -119,7 +119,8 @@ namespace lastcall {
 /// is lost, whatever the load; repeats of one number merge when a pipe's worth (some 2,700) is
 /// waiting. A handler function that was installed before is called too. Members are thread-safe,
 /// and a signal is handed out once, to one of those who wait. Costs a pipe and some 5 KiB (90 KiB
-/// in a storm), no thread.
+/// in a storm), no thread. The pipe has two of the last 64 descriptor numbers (below 1024): where the first
+/// one is made in a process that has threads, Linux takes some 20 ms to make room for such numbers, once.
 class SignalTrap {
  public:
   /// Traps the signals listed (a number named twice counts once), also those that were ignored, and

@@ -514,17 +514,18 @@ TEST_CASE("a callback that doesn't return holds up nobody who blocks in wait() o
 
 TEST_CASE("a hung hook is abandoned in time by a process whose timers are late to save power") {
   Diary diary;
+  const auto grace = support::enough(400ms);
   const Ended ended = in_a_process([&] {
     ::prctl(PR_SET_TIMERSLACK, 20'000'000'000UL, 0, 0, 0);  // inherited by every thread
-    ShutdownOptions options = quiet(400ms);
-    options.abort_margin = 100ms;
+    ShutdownOptions options = quiet(grace);
+    options.abort_margin = grace / 4;
     ShutdownCoordinator coordinator(options);
     coordinator.on_stop("after", diary.entry("after"));
     coordinator.on_stop("hangs", [] { hang(); });
     coordinator.request_shutdown();
     const Stopwatch watch;
     coordinator.drain();
-    expect(watch.elapsed() < 400ms + slack, "in time");
+    expect(watch.elapsed() < grace + slack, "in time");
     expect(diary.text() == "after\n", diary.text());
     support::leave(0);
   });
@@ -644,7 +645,7 @@ TEST_CASE("an observer's on_request, wants_status and on_status may hang or thro
   for (int what = 0; what < 5; ++what) {
     INFO(what);
     const bool lasts = what >= 3;  // until the first status
-    ShutdownOptions options = quiet(lasts ? 1800ms : 500ms);
+    ShutdownOptions options = quiet(lasts ? 1800ms : support::enough(500ms));
     options.abort_margin = 100ms;
     options.observer = std::make_shared<Odd>(what);
     Diary diary;

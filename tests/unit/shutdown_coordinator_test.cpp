@@ -1219,10 +1219,11 @@ TEST_CASE("the three views of a report say what happened") {
 
 TEST_CASE(
     "who overran is in the report with all that is known, and the drain took the whole time") {
-  ShutdownOptions options = quiet(400ms);
-  options.abort_margin = 100ms;
+  const auto grace = support::enough(400ms);
+  ShutdownOptions options = quiet(grace);
+  options.abort_margin = grace / 4;
   ShutdownCoordinator coordinator(options);
-  Stage& storage = coordinator.stage("storage", 100ms);
+  Stage& storage = coordinator.stage("storage", grace / 4);
   const CancellationToken abort = coordinator.abort_token();
   const WaitGroup::Guard stays = storage.enter("stays");
   const WaitGroup::Guard unnamed[] = {coordinator.enter(), coordinator.enter()};
@@ -1231,8 +1232,8 @@ TEST_CASE(
   const support::Stopwatch watch;
   coordinator.request_shutdown();
   const ShutdownReport report = coordinator.drain();
-  CHECK(watch.elapsed() < 400ms + support::slack);
-  CHECK(report.elapsed > 300ms);  // who was in had nearly all of it
+  CHECK(watch.elapsed() < grace + support::slack);
+  CHECK(report.elapsed > grace / 4 * 3);  // who was in had nearly all of it
   CHECK(report.outcome == Outcome::overrun);
   CHECK(report.exit_code == 124);
   CHECK(abort.is_cancelled());

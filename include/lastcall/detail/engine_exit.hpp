@@ -78,7 +78,8 @@ class FlushThread {
 /// Flushes, until the end that the drain has, for 100 ms at least, and ends the process.
 [[noreturn]] inline void exit_after_drain(const EngineState& engine,
                                           const ShutdownReport& report) noexcept {
-  static std::atomic<bool> words_begun{false};
+  enum class Words { not_begun, begun, said };
+  static std::atomic<Words> words{Words::not_begun};
   const NoThreadCancellation whole;
   keep_exact_time();
   FlushThread flush(report.stragglers.empty());
@@ -92,12 +93,21 @@ class FlushThread {
   }
   // Without a thread it is left out: nobody would end the process if it hung here.
   if (flush.is_on() || !flush.is_complete()) {
-    if (words_begun.exchange(true, std::memory_order_acq_rel)) {
-      nap(10'000'000);  // another caller of run() is saying it
-    } else if (flush.is_on()) {
-      write_flush_hangs(engine, begun, flush.thread_id());
+    Words seen = Words::not_begun;
+    if (words.compare_exchange_strong(seen, Words::begun, std::memory_order_acq_rel)) {
+      if (flush.is_on()) {
+        write_flush_hangs(engine, begun, flush.thread_id());
+      } else {
+        write_not_flushed(engine);
+      }
+      words.store(Words::said, std::memory_order_release);
     } else {
-      write_not_flushed(engine);
+      // Another caller of run() is saying it. Many that exit at once leave it without a processor, so they wait for
+      // it; but not for ever, should it hang.
+      const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(50);
+      while (words.load(std::memory_order_acquire) != Words::said && Clock::now() < patience) {
+        nap(1'000'000);
+      }
     }
   }
   if (engine.options.exit_by_signal) {

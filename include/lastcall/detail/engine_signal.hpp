@@ -69,7 +69,7 @@ class EngineSignals {
     }
     sigset_t none;
     ::sigemptyset(&none);
-    reserved_fd_.store(above_standard(::signalfd(-1, &none, SFD_NONBLOCK | SFD_CLOEXEC)),
+    reserved_fd_.store(out_of_the_way(::signalfd(-1, &none, SFD_NONBLOCK | SFD_CLOEXEC)),
                        std::memory_order_release);
 #endif
   }
@@ -108,8 +108,9 @@ class EngineSignals {
     if (ready <= 0 || watched[1].revents != 0) engine_.signal_bell.lower();
     const auto closed = static_cast<short>(watched[0].revents | watched[1].revents) & POLLNVAL;
     if ((ready < 0 && errno != EINTR) || (ready > 0 && closed != 0)) {
-      // ENOMEM, a filter that refuses poll, or somebody has closed all descriptors: the clock must go on.
-      const timespec nap{0, 1'000'000};
+      // ENOMEM, a filter that refuses poll, or somebody has closed all descriptors, and that for ever: the clock
+      // must go on.
+      const timespec nap{0, ready < 0 ? 1'000'000 : 5'000'000};
       ::nanosleep(&nap, nullptr);
     }
   }

@@ -211,7 +211,7 @@ struct EngineState final : StageHost {
   Bell handler_bell;
 
   // -- the threads
-  PollableFlag signal_bell{"making the coordinator's bell"};
+  PollableFlag signal_bell{"making the coordinator's bell", Place::out_of_the_way};
   Bell drain_bell;
   static constexpr std::uint32_t driver_quits = 1U << 31;  // on top of the number: no more turns
   Word current_driver{0};

@@ -7,9 +7,12 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/resource.h>
+#include <sys/select.h>
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -76,8 +79,38 @@ inline int above_standard(int fd) noexcept {
   return moved;
 }
 
+/// As above_standard(), and under a number that programs seldom come to, if one is free: of the last 64 that this
+/// process may have, or that select(2) knows. Numbers are given out from below. So if the program closes all
+/// descriptors there are, as a daemon does, its next files are not where ours were, which may still be written to.
+/// The first one makes the kernel's table grow to some 8 KiB, for which a process that has threads already waits
+/// some 20 ms on Linux.
+inline int out_of_the_way(int fd) noexcept {
+  if (fd < 0) return fd;
+  constexpr rlim_t places = 64;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    const rlim_t end = std::min<rlim_t>(limit.rlim_cur, FD_SETSIZE);
+    if (end > 2 * places) {
+      const int moved = ::fcntl(fd, F_DUPFD_CLOEXEC, static_cast<int>(end - places));
+      if (moved >= 0) {
+        // Past the end where all of those are taken.
+        const bool near = static_cast<rlim_t>(moved) < end;
+        ::close(near ? fd : moved);
+        if (near) return moved;
+      }
+    }
+  }
+  return above_standard(fd);
+}
+
+/// Where a descriptor's number is looked for.
+enum class Place { above_standard, out_of_the_way };
+inline int moved_to(Place place, int fd) noexcept {
+  return place == Place::out_of_the_way ? out_of_the_way(fd) : above_standard(fd);
+}
+
 /// A pipe with both ends non-blocking and close-on-exec. Throws std::system_error (EMFILE, ENFILE).
-inline Pipe make_pipe(const char* doing) {
+inline Pipe make_pipe(const char* doing, Place place = Place::above_standard) {
   int ends[2] = {-1, -1};
 #if LASTCALL_LINUX
   const int made = ::pipe2(ends, O_CLOEXEC | O_NONBLOCK);
@@ -87,7 +120,7 @@ inline Pipe make_pipe(const char* doing) {
   if (made != 0) throw_system_error(errno, doing);
   Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
   for (UniqueFd* const end : {&pipe.read_end, &pipe.write_end}) {
-    *end = UniqueFd(above_standard(end->release()));
+    *end = UniqueFd(moved_to(place, end->release()));
 #if LASTCALL_LINUX
     if (!*end) throw_system_error(errno, doing);
 #else
@@ -105,12 +138,12 @@ inline Pipe make_pipe(const char* doing) {
 class PollableFlag {
  public:
   /// Throws std::system_error (EMFILE, ENFILE).
-  explicit PollableFlag(const char* doing) {
+  explicit PollableFlag(const char* doing, Place place = Place::above_standard) {
 #if LASTCALL_LINUX
-    read_end_ = UniqueFd(above_standard(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
+    read_end_ = UniqueFd(moved_to(place, ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
     if (!read_end_) throw_system_error(errno, doing);
 #else
-    Pipe pipe = make_pipe(doing);
+    Pipe pipe = make_pipe(doing, place);
     read_end_ = std::move(pipe.read_end);
     write_end_ = std::move(pipe.write_end);
 #endif

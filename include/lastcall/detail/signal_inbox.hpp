@@ -106,7 +106,7 @@ class UnseenSignals {
 class SignalInbox {
  public:
   /// Throws std::system_error (EMFILE, ENFILE) or std::bad_alloc.
-  SignalInbox() : pipe_(make_pipe("making the self-pipe of a signal trap")) {
+  SignalInbox() : pipe_(make_pipe("making the self-pipe of a signal trap", Place::out_of_the_way)) {
     std::size_t bytes = 65536;
 #if defined(F_GETPIPE_SZ)
     const int size = ::fcntl(pipe_.read_end.get(), F_GETPIPE_SZ);
