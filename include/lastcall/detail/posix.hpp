@@ -71,6 +71,7 @@ inline bool set_cloexec_nonblock(int fd) noexcept {
 /// descriptor gets its number, and whatever prints there would print into it. Passes on -1.
 inline int above_standard(int fd) noexcept {
   if (fd < 0 || fd > STDERR_FILENO) return fd;
+  const NoThreadCancellation whole;
   const int moved = ::fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
   // EINVAL: the number is past the process's limit.
   const int error = errno == EINVAL ? EMFILE : errno;
@@ -86,6 +87,7 @@ inline int above_standard(int fd) noexcept {
 /// some 20 ms on Linux.
 inline int out_of_the_way(int fd) noexcept {
   if (fd < 0) return fd;
+  const NoThreadCancellation whole;
   constexpr rlim_t places = 64;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
